@@ -1,0 +1,69 @@
+
+using namespace System.Management.Automation
+using namespace System.Management.Automation.Language
+
+Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+
+    $commandElements = $commandAst.CommandElements
+    $command = @(
+        'greenboost'
+        for ($i = 1; $i -lt $commandElements.Count; $i++) {
+            $element = $commandElements[$i]
+            if ($element -isnot [StringConstantExpressionAst] -or
+                $element.StringConstantType -ne [StringConstantType]::BareWord -or
+                $element.Value.StartsWith('-') -or
+                $element.Value -eq $wordToComplete) {
+                break
+        }
+        $element.Value
+    }) -join ';'
+
+    $completions = @(switch ($command) {
+        'greenboost' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('-V', '-V ', [CompletionResultType]::ParameterName, 'Print version')
+            [CompletionResult]::new('--version', '--version', [CompletionResultType]::ParameterName, 'Print version')
+            [CompletionResult]::new('run', 'run', [CompletionResultType]::ParameterValue, 'Run a program with more GPU memory than the card has')
+            [CompletionResult]::new('inspect', 'inspect', [CompletionResultType]::ParameterValue, 'Say where a program gets CUDA from, and whether greenboost can serve it')
+            [CompletionResult]::new('selftest', 'selftest', [CompletionResultType]::ParameterValue, 'Check on this machine that spilled memory stays bit for bit right')
+            [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script of a shell')
+            break
+        }
+        'greenboost;run' {
+            [CompletionResult]::new('--vram-limit', '--vram-limit', [CompletionResultType]::ParameterName, 'VRAM that the job may hold on each device: a size, or a percentage of the card [default: what is free]')
+            [CompletionResult]::new('--ram-limit', '--ram-limit', [CompletionResultType]::ParameterName, 'Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]')
+            [CompletionResult]::new('--spill', '--spill', [CompletionResultType]::ParameterName, 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]')
+            [CompletionResult]::new('--report', '--report', [CompletionResultType]::ParameterName, 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]')
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Write newline-delimited JSON records of the run to a file or an open descriptor')
+            [CompletionResult]::new('--stats', '--stats', [CompletionResultType]::ParameterName, 'What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say what was decided before the launch, and name each process that uses CUDA')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say what was decided before the launch, and name each process that uses CUDA')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;inspect' {
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;selftest' {
+            [CompletionResult]::new('--simulated', '--simulated', [CompletionResultType]::ParameterName, 'Use the embedded simulated driver, also where there is a GPU')
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document instead of lines')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;completions' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
+    })
+
+    $completions.Where{ $_.CompletionText -like "$wordToComplete*" } |
+        Sort-Object -Property ListItemText
+}

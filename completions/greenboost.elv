@@ -1,0 +1,59 @@
+
+use builtin;
+use str;
+
+set edit:completion:arg-completer[greenboost] = {|@words|
+    fn spaces {|n|
+        builtin:repeat $n ' ' | str:join ''
+    }
+    fn cand {|text desc|
+        edit:complex-candidate $text &display=$text' '(spaces (- 14 (wcswidth $text)))$desc
+    }
+    var command = 'greenboost'
+    for word $words[1..-1] {
+        if (str:has-prefix $word '-') {
+            break
+        }
+        set command = $command';'$word
+    }
+    var completions = [
+        &'greenboost'= {
+            cand -h 'Print help'
+            cand --help 'Print help'
+            cand -V 'Print version'
+            cand --version 'Print version'
+            cand run 'Run a program with more GPU memory than the card has'
+            cand inspect 'Say where a program gets CUDA from, and whether greenboost can serve it'
+            cand selftest 'Check on this machine that spilled memory stays bit for bit right'
+            cand completions 'Print the completion script of a shell'
+        }
+        &'greenboost;run'= {
+            cand --vram-limit 'VRAM that the job may hold on each device: a size, or a percentage of the card [default: what is free]'
+            cand --ram-limit 'Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]'
+            cand --spill 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]'
+            cand --report 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]'
+            cand --json 'Write newline-delimited JSON records of the run to a file or an open descriptor'
+            cand --stats 'What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]'
+            cand -v 'Say what was decided before the launch, and name each process that uses CUDA'
+            cand --verbose 'Say what was decided before the launch, and name each process that uses CUDA'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;inspect'= {
+            cand --json 'Print one JSON document'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;selftest'= {
+            cand --simulated 'Use the embedded simulated driver, also where there is a GPU'
+            cand --json 'Print one JSON document instead of lines'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;completions'= {
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+    ]
+    $completions[$command]
+}

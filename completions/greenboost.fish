@@ -1,0 +1,49 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_greenboost_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_greenboost_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_greenboost_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_greenboost_using_subcommand
+    set -l cmd (__fish_greenboost_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c greenboost -n "__fish_greenboost_needs_command" -s h -l help -d 'Print help'
+complete -c greenboost -n "__fish_greenboost_needs_command" -s V -l version -d 'Print version'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "run" -d 'Run a program with more GPU memory than the card has'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "inspect" -d 'Say where a program gets CUDA from, and whether greenboost can serve it'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "selftest" -d 'Check on this machine that spilled memory stays bit for bit right'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l vram-limit -d 'VRAM that the job may hold on each device: a size, or a percentage of the card [default: what is free]' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l ram-limit -d 'Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l spill -d 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l report -d 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]' -r -f -a "extended\t'VRAM and host RAM together'
+physical\t'The VRAM limit alone'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l json -d 'Write newline-delimited JSON records of the run to a file or an open descriptor' -r -F
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l stats -d 'What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]' -r -f -a "auto\t'Whatever suits where stderr goes'
+lines\t'A line now and then'
+off\t'Only what went wrong; no summary'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -s v -l verbose -d 'Say what was decided before the launch, and name each process that uses CUDA'
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand inspect" -l json -d 'Print one JSON document'
+complete -c greenboost -n "__fish_greenboost_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l simulated -d 'Use the embedded simulated driver, also where there is a GPU'
+complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l json -d 'Print one JSON document instead of lines'
+complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand completions" -s h -l help -d 'Print help'

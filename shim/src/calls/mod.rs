@@ -1,0 +1,12 @@
+//! What each intercepted call means. One file a subject; the table that leads here is [`crate::hooks`].
+
+pub mod array;
+pub mod capture;
+pub mod context;
+pub mod memory;
+pub mod order;
+pub mod pointer;
+pub mod pool;
+pub mod proc_address;
+pub mod query;
+pub mod vmm;

@@ -1,0 +1,170 @@
+//! What a pointer is: spilled memory answers as device memory does (the driver says HOST for it: measured).
+
+use std::ffi::{c_uint, c_void};
+
+use greenboost_abi::*;
+
+use crate::hooks::real;
+use crate::tier::map::{self, Place};
+use crate::{driver, process};
+
+/// What an address is to the program.
+enum Owner {
+    /// Inside an allocation of the shim's.
+    Shim(Place),
+    /// Behind one, where the driver sees memory and the program has none.
+    Nobody,
+    /// Anything else: the driver answers.
+    Driver,
+}
+
+fn owner(address: CUdeviceptr) -> Owner {
+    if process::job().is_none() {
+        return Owner::Driver;
+    }
+    match map::find(address) {
+        Some(place) => Owner::Shim(place),
+        None if map::in_padding(address) => Owner::Nobody,
+        None => Owner::Driver,
+    }
+}
+
+/// An address that the driver knows nothing of.
+const NOWHERE: CUdeviceptr = 0x10;
+
+/// Replaces `CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr)`.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn address_range(
+    base: *mut CUdeviceptr,
+    size: *mut usize,
+    address: CUdeviceptr,
+) -> CUresult {
+    // SAFETY: the program's own call and pointers; either may be null.
+    unsafe {
+        // Without a context the driver refuses this one, whatever the address (measured).
+        let known = driver::current_context().is_ok_and(|c| !c.is_null());
+        match owner(address) {
+            Owner::Shim(_) if !known => real::cuMemGetAddressRange_v2(base, size, address),
+            Owner::Driver => real::cuMemGetAddressRange_v2(base, size, address),
+            Owner::Nobody => real::cuMemGetAddressRange_v2(base, size, NOWHERE),
+            Owner::Shim(place) => {
+                if !base.is_null() {
+                    *base = place.base;
+                }
+                if !size.is_null() {
+                    *size = place.size as usize;
+                }
+                CUDA_SUCCESS
+            }
+        }
+    }
+}
+
+/// Writes an attribute of an owned address, as the driver has it for `cuMemAlloc` memory (compared on driver 580).
+///
+/// # Safety
+/// `out` has room for the attribute.
+unsafe fn answer(
+    out: *mut c_void,
+    attribute: CUpointer_attribute,
+    address: CUdeviceptr,
+    place: Place,
+) -> CUresult {
+    // SAFETY: the type of each attribute is the one of its documentation; the caller's promise.
+    unsafe {
+        match attribute {
+            CU_POINTER_ATTRIBUTE_CONTEXT => {
+                out.cast::<CUcontext>().write(place.context.0 as CUcontext)
+            }
+            CU_POINTER_ATTRIBUTE_MEMORY_TYPE => out.cast::<c_uint>().write(CU_MEMORYTYPE_DEVICE),
+            CU_POINTER_ATTRIBUTE_DEVICE_POINTER => out.cast::<CUdeviceptr>().write(address),
+            // Device memory has no host address.
+            CU_POINTER_ATTRIBUTE_HOST_POINTER => return CUDA_ERROR_INVALID_VALUE,
+            CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL => out.cast::<CUdevice>().write(place.device),
+            CU_POINTER_ATTRIBUTE_RANGE_START_ADDR => out.cast::<CUdeviceptr>().write(place.base),
+            CU_POINTER_ATTRIBUTE_RANGE_SIZE => out.cast::<usize>().write(place.size as usize),
+            CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => {
+                let base = place.mapped.map_or(place.base, |(first, _)| first);
+                out.cast::<CUdeviceptr>().write(base);
+            }
+            CU_POINTER_ATTRIBUTE_MAPPING_SIZE => {
+                let size = place
+                    .mapped
+                    .map_or(place.size, |(first, last)| last - first + 1);
+                out.cast::<usize>().write(size as usize);
+            }
+            // One number for the whole allocation, whatever chunks it has.
+            CU_POINTER_ATTRIBUTE_BUFFER_ID | CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID => {
+                return real::cuPointerGetAttribute(out, attribute, place.base);
+            }
+            // Flags of the memory itself: what is true of this chunk.
+            _ => return real::cuPointerGetAttribute(out, attribute, address),
+        }
+    }
+    CUDA_SUCCESS
+}
+
+/// Replaces `CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr ptr)`.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn attribute(
+    out: *mut c_void,
+    attribute: CUpointer_attribute,
+    address: CUdeviceptr,
+) -> CUresult {
+    // SAFETY: the program's own call and its room for the answer.
+    unsafe {
+        match owner(address) {
+            Owner::Shim(place) if !out.is_null() => answer(out, attribute, address, place),
+            Owner::Nobody => real::cuPointerGetAttribute(out, attribute, NOWHERE),
+            _ => real::cuPointerGetAttribute(out, attribute, address),
+        }
+    }
+}
+
+/// Replaces `CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data,
+/// CUdeviceptr ptr)`. It succeeds as a whole; what does not apply is zero.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn attributes(
+    count: c_uint,
+    attributes: *mut CUpointer_attribute,
+    out: *mut *mut c_void,
+    address: CUdeviceptr,
+) -> CUresult {
+    let owner = owner(address);
+    let asked = if matches!(owner, Owner::Nobody) {
+        NOWHERE
+    } else {
+        address
+    };
+    // SAFETY: the program's own call; after a success the arrays hold `count` entries.
+    unsafe {
+        let result = real::cuPointerGetAttributes(count, attributes, out, asked);
+        if result != CUDA_SUCCESS {
+            return result;
+        }
+        for i in 0..count as usize {
+            let (attribute, out) = (*attributes.add(i), *out.add(i));
+            match owner {
+                Owner::Shim(_) if attribute == CU_POINTER_ATTRIBUTE_HOST_POINTER => {
+                    out.cast::<*mut c_void>().write(std::ptr::null_mut());
+                }
+                // What the driver refused or left as it was stays so.
+                Owner::Shim(place) => {
+                    let _ = answer(out, attribute, address, place);
+                }
+                // For what it does not know, the driver says that it is a host address.
+                Owner::Nobody if attribute == CU_POINTER_ATTRIBUTE_HOST_POINTER => {
+                    out.cast::<CUdeviceptr>().write(address);
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,311 @@
+//! The one table of intercepted functions.
+//!
+//! A row gives a function's C signature and the handler that says what the call means. It expands to the exported
+//! function, to the typed caller of the real one in [`real`], and to the entry that the resolvers look up. Adding a row
+//! is all it takes to intercept a function; a test holds the built library's exports to this table.
+
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+
+use greenboost_abi::*;
+
+use crate::calls::{
+    array, capture, context, memory, order, pointer, pool, proc_address, query, vmm,
+};
+use crate::{boundary, process};
+
+/// A hook of any signature.
+type Hook = unsafe extern "C" fn();
+
+/// A row of the table.
+struct Row {
+    name: &'static CStr,
+    ours: Hook,
+    /// Address of the driver's function; 0 while unknown, or when this driver lacks it.
+    real: AtomicUsize,
+}
+
+macro_rules! hooks {
+    ($( $(#[$about:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) => $handler:path; )*) => {
+        #[allow(non_camel_case_types)]
+        enum Index { $($name),* }
+
+        static ROWS: [Row; [$(stringify!($name)),*].len()] = [$(
+            Row {
+                // SAFETY: the literal ends with its only NUL.
+                name: unsafe { CStr::from_bytes_with_nul_unchecked(concat!(stringify!($name), "\0").as_bytes()) },
+                // SAFETY: function pointers have one size; a `Hook` is only compared and handed out, never called.
+                ours: unsafe { std::mem::transmute::<unsafe extern "C" fn($($ty),*) -> c_int, Hook>($name) },
+                real: AtomicUsize::new(0),
+            },
+        )*];
+
+        $(
+            $(#[$about])*
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            #[allow(non_snake_case, clippy::missing_safety_doc)]
+            pub unsafe extern "C" fn $name($($arg: $ty),*) -> c_int {
+                boundary::enter(
+                    // SAFETY: the program's own arguments, passed on as they are.
+                    || unsafe { real::$name($($arg),*) },
+                    // SAFETY: as above.
+                    || unsafe { $handler($($arg),*) },
+                )
+            }
+        )*
+
+        /// The driver's own functions. A function that this driver lacks returns [`MISSING`].
+        ///
+        /// # Safety
+        /// As the driver's documentation says of each.
+        #[allow(non_snake_case, missing_docs, clippy::missing_safety_doc)]
+        pub mod real {
+            use super::*;
+            $(
+                pub unsafe fn $name($($arg: $ty),*) -> c_int {
+                    let Some(address) = super::real_address(Index::$name as usize) else { return MISSING };
+                    // SAFETY: the address of the driver's function of this name, whose signature this is.
+                    let function: unsafe extern "C" fn($($ty),*) -> c_int = unsafe { std::mem::transmute(address) };
+                    // SAFETY: the caller's promise.
+                    unsafe { function($($arg),*) }
+                }
+            )*
+        }
+    };
+}
+
+/// What a function returns that the installed driver does not have: `CUDA_ERROR_NOT_FOUND`.
+pub const MISSING: c_int = CUDA_ERROR_NOT_FOUND;
+
+fn real_address(index: usize) -> Option<usize> {
+    let known = || Some(ROWS[index].real.load(Acquire)).filter(|&a| a != 0);
+    known().or_else(|| {
+        crate::symbols::learn_from_link();
+        known()
+    })
+}
+
+/// The row of a name, if it is intercepted.
+pub fn index_of(name: &CStr) -> Option<usize> {
+    ROWS.iter().position(|row| row.name == name)
+}
+
+/// Whether this is the real address of a function in the table.
+pub fn known(real: usize) -> bool {
+    ROWS.iter().any(|row| row.real.load(Acquire) == real)
+}
+
+/// Our function for the real one at this address.
+pub fn replacement(real: usize) -> Option<usize> {
+    ROWS.iter()
+        .find(|row| real != 0 && row.real.load(Acquire) == real)
+        .map(|row| row.ours as usize)
+}
+
+/// Stores the real addresses that `lookup` knows.
+pub fn fill(lookup: impl Fn(&CStr) -> Option<usize>) {
+    for row in &ROWS {
+        if let Some(address) = lookup(row.name) {
+            row.real.store(address, Release);
+        }
+    }
+}
+
+hooks! {
+    // Resolvers and start
+    /// Substitutes intercepted functions in the answer, by the returned address.
+    fn cuGetProcAddress(name: *const c_char, out: *mut *mut c_void, version: c_int, flags: c_ulonglong)
+        => proc_address::v1;
+    /// Substitutes intercepted functions in the answer, by the returned address.
+    fn cuGetProcAddress_v2(name: *const c_char, out: *mut *mut c_void, version: c_int, flags: c_ulonglong, status: *mut c_int)
+        => proc_address::v2;
+    /// Wakes the shim when it succeeds.
+    fn cuInit(flags: c_uint) => process::init;
+
+    // Contexts: known, so that draining reaches all of them, and their memory goes with them
+    /// Remembers the context.
+    fn cuCtxCreate(out: *mut CUcontext, flags: c_uint, device: CUdevice) => context::create_v1;
+    /// Remembers the context.
+    fn cuCtxCreate_v2(out: *mut CUcontext, flags: c_uint, device: CUdevice) => context::create_v2;
+    /// Remembers the context.
+    fn cuCtxCreate_v3(out: *mut CUcontext, params: *mut c_void, count: c_int, flags: c_uint, device: CUdevice)
+        => context::create_v3;
+    /// Remembers the context.
+    fn cuCtxCreate_v4(out: *mut CUcontext, params: *mut c_void, flags: c_uint, device: CUdevice) => context::create_v4;
+    /// Remembers the context.
+    fn cuCtxFromGreenCtx(out: *mut CUcontext, green: *mut c_void) => context::from_green;
+    /// Releases the context's allocations after it is gone.
+    fn cuCtxDestroy(context: CUcontext) => context::destroy_v1;
+    /// Releases the context's allocations after it is gone.
+    fn cuCtxDestroy_v2(context: CUcontext) => context::destroy_v2;
+    /// Remembers the context.
+    fn cuDevicePrimaryCtxRetain(out: *mut CUcontext, device: CUdevice) => context::primary_retain;
+    /// Releases the context's allocations if this was the last reference.
+    fn cuDevicePrimaryCtxRelease(device: CUdevice) => context::primary_release_v1;
+    /// Releases the context's allocations if this was the last reference.
+    fn cuDevicePrimaryCtxRelease_v2(device: CUdevice) => context::primary_release_v2;
+    /// Releases the context's allocations.
+    fn cuDevicePrimaryCtxReset(device: CUdevice) => context::primary_reset_v1;
+    /// Releases the context's allocations.
+    fn cuDevicePrimaryCtxReset_v2(device: CUdevice) => context::primary_reset_v2;
+    /// Opens the shim's ranges on the peer to this context's device.
+    fn cuCtxEnablePeerAccess(peer: CUcontext, flags: c_uint) => context::enable_peer;
+
+    // Memory
+    /// Places the allocation: VRAM first, the rest in host RAM.
+    fn cuMemAlloc_v2(out: *mut CUdeviceptr, bytes: usize) => memory::alloc;
+    /// As `cuMemAlloc_v2`, with rows padded as the driver pads them.
+    fn cuMemAllocPitch_v2(out: *mut CUdeviceptr, pitch: *mut usize, width: usize, height: usize, element: c_uint)
+        => memory::alloc_pitch;
+    /// Waits for all work that could touch the range, then gives its backing back.
+    fn cuMemFree_v2(address: CUdeviceptr) => memory::free;
+    /// Counted, never placed.
+    fn cuMemAllocManaged(out: *mut CUdeviceptr, bytes: usize, flags: c_uint) => memory::alloc_managed;
+
+    // Queries: one story
+    /// Reports the budgets.
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) => query::mem_info;
+    /// Reports the budgets.
+    fn cuDeviceTotalMem_v2(out: *mut usize, device: CUdevice) => query::total_mem;
+    /// Reports the budgets.
+    fn nvmlDeviceGetMemoryInfo(device: nvmlDevice_t, memory: *mut nvmlMemory_t) => query::nvml_v1;
+    /// Reports the budgets.
+    fn nvmlDeviceGetMemoryInfo_v2(device: nvmlDevice_t, memory: *mut nvmlMemory_v2_t) => query::nvml_v2;
+    /// Answers with the program's own base and size.
+    fn cuMemGetAddressRange_v2(base: *mut CUdeviceptr, size: *mut usize, address: CUdeviceptr) => pointer::address_range;
+    /// Answers for spilled memory as for device memory.
+    fn cuPointerGetAttribute(out: *mut c_void, attribute: CUpointer_attribute, address: CUdeviceptr)
+        => pointer::attribute;
+    /// Answers for spilled memory as for device memory.
+    fn cuPointerGetAttributes(count: c_uint, attributes: *mut CUpointer_attribute, out: *mut *mut c_void, address: CUdeviceptr)
+        => pointer::attributes;
+
+    // The program's own virtual memory: counted while a handle or a mapping holds it
+    /// Counted.
+    fn cuMemCreate(out: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: c_ulonglong)
+        => vmm::create;
+    /// Counted until the last mapping goes.
+    fn cuMemRelease(handle: CUmemGenericAllocationHandle) => vmm::release;
+    /// Remembers what is mapped where.
+    fn cuMemMap(address: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong)
+        => vmm::map;
+    /// Refuses ranges of the shim; counts the program's own.
+    fn cuMemUnmap(address: CUdeviceptr, size: usize) => vmm::unmap;
+    /// Says what the driver says of `cuMemAlloc` memory: there is no handle.
+    fn cuMemRetainAllocationHandle(out: *mut CUmemGenericAllocationHandle, address: *mut c_void) => vmm::retain;
+
+    // Stream-ordered allocations: counted
+    /// Counted.
+    fn cuMemAllocAsync(out: *mut CUdeviceptr, bytes: usize, stream: CUstream) => pool::alloc;
+    /// Counted.
+    fn cuMemAllocAsync_ptsz(out: *mut CUdeviceptr, bytes: usize, stream: CUstream) => pool::alloc_ptsz;
+    /// Counted.
+    fn cuMemAllocFromPoolAsync(out: *mut CUdeviceptr, bytes: usize, pool: CUmemoryPool, stream: CUstream)
+        => pool::alloc_from;
+    /// Counted.
+    fn cuMemAllocFromPoolAsync_ptsz(out: *mut CUdeviceptr, bytes: usize, pool: CUmemoryPool, stream: CUstream)
+        => pool::alloc_from_ptsz;
+    /// Uncounted; a range of the shim is freed when the stream has come to it.
+    fn cuMemFreeAsync(address: CUdeviceptr, stream: CUstream) => pool::free;
+    /// Uncounted; a range of the shim is freed when the stream has come to it.
+    fn cuMemFreeAsync_ptsz(address: CUdeviceptr, stream: CUstream) => pool::free_ptsz;
+
+    // Arrays: counted
+    /// Counted.
+    fn cuArrayCreate_v2(out: *mut CUarray, descriptor: *const CUDA_ARRAY_DESCRIPTOR) => array::create;
+    /// Counted.
+    fn cuArray3DCreate_v2(out: *mut CUarray, descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) => array::create_3d;
+    /// Uncounted.
+    fn cuArrayDestroy(array: CUarray) => array::destroy;
+    /// Counted.
+    fn cuMipmappedArrayCreate(out: *mut CUmipmappedArray, descriptor: *const CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint)
+        => array::create_mipmapped;
+    /// Uncounted.
+    fn cuMipmappedArrayDestroy(array: CUmipmappedArray) => array::destroy_mipmapped;
+
+    // Captures: nothing is drained or freed while one is open
+    /// Opens a capture.
+    fn cuStreamBeginCapture(stream: CUstream) => capture::begin;
+    /// Opens a capture.
+    fn cuStreamBeginCapture_ptsz(stream: CUstream) => capture::begin_ptsz;
+    /// Opens a capture.
+    fn cuStreamBeginCapture_v2(stream: CUstream, mode: c_int) => capture::begin_v2;
+    /// Opens a capture.
+    fn cuStreamBeginCapture_v2_ptsz(stream: CUstream, mode: c_int) => capture::begin_v2_ptsz;
+    /// Opens a capture.
+    fn cuStreamBeginCaptureToGraph(stream: CUstream, graph: CUgraph, nodes: *const CUgraphNode, edges: *const c_void, count: usize, mode: c_int)
+        => capture::begin_to_graph;
+    /// Opens a capture.
+    fn cuStreamBeginCaptureToGraph_ptsz(stream: CUstream, graph: CUgraph, nodes: *const CUgraphNode, edges: *const c_void, count: usize, mode: c_int)
+        => capture::begin_to_graph_ptsz;
+    /// Closes a capture; the last one lets queued frees go.
+    fn cuStreamEndCapture(stream: CUstream, out: *mut CUgraph) => capture::end;
+    /// Closes a capture; the last one lets queued frees go.
+    fn cuStreamEndCapture_ptsz(stream: CUstream, out: *mut CUgraph) => capture::end_ptsz;
+    /// Closes a capture that the program gave up.
+    fn cuStreamDestroy(stream: CUstream) => capture::destroy_v1;
+    /// Closes a capture that the program gave up.
+    fn cuStreamDestroy_v2(stream: CUstream) => capture::destroy_v2;
+
+    // Synchronous calls that must not wait for host-backed ranges where they would not for VRAM
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpyDtoD_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) => order::copy;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpyDtoD_v2_ptds(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) => order::copy_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD8_v2(to: CUdeviceptr, value: c_uchar, count: usize) => order::set8;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD2D8_v2(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize)
+        => order::rows8;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD8_v2_ptds(to: CUdeviceptr, value: c_uchar, count: usize) => order::set8_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD2D8_v2_ptds(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize)
+        => order::rows8_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD16_v2(to: CUdeviceptr, value: c_ushort, count: usize) => order::set16;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD2D16_v2(to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize)
+        => order::rows16;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD16_v2_ptds(to: CUdeviceptr, value: c_ushort, count: usize) => order::set16_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD2D16_v2_ptds(to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize)
+        => order::rows16_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD32_v2(to: CUdeviceptr, value: c_uint, count: usize) => order::set32;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD2D32_v2(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize)
+        => order::rows32;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD32_v2_ptds(to: CUdeviceptr, value: c_uint, count: usize) => order::set32_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemsetD2D32_v2_ptds(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize)
+        => order::rows32_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) => order::unified;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpyPeer(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize)
+        => order::peer;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy2D_v2(copy: *const CUDA_MEMCPY2D) => order::copy2d;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy2DUnaligned_v2(copy: *const CUDA_MEMCPY2D) => order::copy2d_unaligned;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy3D_v2(copy: *const CUDA_MEMCPY3D) => order::copy3d;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy3DPeer(copy: *const CUDA_MEMCPY3D) => order::copy3d_peer;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy_ptds(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) => order::unified_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpyPeer_ptds(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize)
+        => order::peer_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy2D_v2_ptds(copy: *const CUDA_MEMCPY2D) => order::copy2d_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy2DUnaligned_v2_ptds(copy: *const CUDA_MEMCPY2D) => order::copy2d_unaligned_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy3D_v2_ptds(copy: *const CUDA_MEMCPY3D) => order::copy3d_ptds;
+    /// Issued in its asynchronous form when an operand is host-backed.
+    fn cuMemcpy3DPeer_ptds(copy: *const CUDA_MEMCPY3D) => order::copy3d_peer_ptds;
+}

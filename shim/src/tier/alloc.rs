@@ -1,0 +1,181 @@
+//! Allocating: VRAM first, the tail on Host, out of memory when both are full.
+
+use std::sync::atomic::{AtomicU32, Ordering::*};
+
+use greenboost_abi::*;
+use greenboost_wire::ledger::{Refused, Tier};
+use greenboost_wire::record::Kind;
+
+use super::chunk::GRAIN;
+use super::device::Device;
+use super::map::{self, Allocation, Backing, Counted, Handle};
+use super::range::{Parts, Range, Shortage, make_room};
+use super::{free, placement, small};
+use crate::process::Job;
+use crate::{driver, telemetry};
+
+/// Allocates `bytes` on a device for a context; the address is the program's to keep.
+///
+/// # Errors
+/// `CUDA_ERROR_OUT_OF_MEMORY` when no tier has room; the driver's own error otherwise.
+pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driver::Result<u64> {
+    free::settle();
+    let entry = device.entry(job);
+    let made = match device.vram {
+        Some(_) if bytes >= GRAIN => range(job, device, bytes).map(|range| {
+            let host = range.bytes(Tier::Host);
+            (range.base, host, Backing::Range(range))
+        }),
+        _ => match plain(job, device, context, bytes)? {
+            Ok(address) => {
+                entry.allocations.fetch_add(1, SeqCst);
+                return Ok(address);
+            }
+            Err(short) if device.vram.is_none() || !device.can_spill(job) => Err(short),
+            Err(_) => device
+                .slabs
+                .alloc(job, device, bytes)
+                .map(|address| (address, small::rounded(bytes), Backing::Piece)),
+        },
+    };
+    match made {
+        Ok((base, host, backing)) => {
+            map::insert(Allocation {
+                base,
+                size: bytes,
+                device: device.ordinal,
+                context,
+                backing,
+            });
+            entry.allocations.fetch_add(1, SeqCst);
+            if host > 0 {
+                entry.spilled_bytes.fetch_add(host, SeqCst);
+                if entry.spills.fetch_add(1, SeqCst) == 0 {
+                    telemetry::say(Kind::FirstSpill, Some(device.index), [host, bytes, 0], "");
+                }
+            }
+            Ok(base)
+        }
+        Err(why) => {
+            out_of_memory(job, device, bytes, why);
+            Err(CUDA_ERROR_OUT_OF_MEMORY)
+        }
+    }
+}
+
+/// A range of its own: as much VRAM as fits, the rest on Host.
+fn range(job: &Job, device: &Device, bytes: u64) -> Result<Range, Shortage> {
+    let span = bytes
+        .checked_next_multiple_of(GRAIN)
+        .ok_or(Shortage::Budget)?;
+    let ledger = job.place.ledger();
+    let mut share = vram_share(job, device, span);
+    if share < span && ledger.reap() > 0 {
+        share = vram_share(job, device, span);
+    }
+    if share < span {
+        if !device.can_spill(job) {
+            return Err(Shortage::Budget);
+        }
+        // Making host memory takes long: what cannot end well is refused before it begins.
+        let room = || {
+            let used = ledger
+                .used_host()
+                .saturating_sub(device.spare.bytes(Tier::Host));
+            ledger.settings().ram_limit.saturating_sub(used)
+        };
+        let short = || span - share > room();
+        if short() && (!make_room(job, device, Tier::Host) || short()) {
+            return Err(Shortage::Budget);
+        }
+    }
+    let mut parts = Parts::new(job, device);
+    // Short of VRAM after all (another thread, another program): the rest is the tail.
+    let vram = parts.add_vram(share);
+    let got = parts.bytes(Tier::Vram);
+    if got < span {
+        if !device.can_spill(job) {
+            return Err(vram.err().unwrap_or(Shortage::Budget));
+        }
+        parts.add_host(span - got)?;
+    }
+    parts.build().map_err(|_| Shortage::Driver)
+}
+
+/// Bytes of a new range that VRAM has room for now; what is kept for reuse counts as room.
+fn vram_share(job: &Job, device: &Device, span: u64) -> u64 {
+    let ledger = job.place.ledger();
+    let limit = ledger.device(device.index).vram_limit();
+    let used = ledger
+        .used(Tier::Vram, device.index)
+        .saturating_sub(device.spare.bytes(Tier::Vram));
+    placement::vram_share(
+        span,
+        limit.saturating_sub(used),
+        placement::small_reserve(limit),
+    )
+}
+
+/// The driver's own allocation, charged to VRAM. The inner error says that VRAM has no room.
+fn plain(
+    job: &Job,
+    device: &Device,
+    context: Handle,
+    bytes: u64,
+) -> driver::Result<Result<u64, Shortage>> {
+    let charge = bytes
+        .checked_next_multiple_of(small::ALIGN)
+        .unwrap_or(u64::MAX);
+    let reserve = || -> Result<(), Refused> { job.place.reserve(Tier::Vram, device.index, charge) };
+    for attempt in 0..2 {
+        let short = match reserve() {
+            Err(_) => Shortage::Budget,
+            Ok(()) => match driver::mem_alloc(bytes as usize) {
+                Ok(address) => {
+                    let counted = Counted {
+                        index: device.index,
+                        bytes: charge,
+                        context,
+                    };
+                    map::count(map::Kind::Memory, address, counted);
+                    return Ok(Ok(address));
+                }
+                Err(code) => {
+                    job.place.release(Tier::Vram, device.index, charge);
+                    if code != CUDA_ERROR_OUT_OF_MEMORY {
+                        return Err(code);
+                    }
+                    Shortage::Driver
+                }
+            },
+        };
+        if attempt == 1 || !make_room(job, device, Tier::Vram) {
+            return Ok(Err(short));
+        }
+    }
+    unreachable!("the second attempt returns")
+}
+
+/// Tells the launcher; a program that asks in a loop is not repeated for ever.
+fn out_of_memory(job: &Job, device: &Device, bytes: u64, why: Shortage) {
+    static SAID: AtomicU32 = AtomicU32::new(0);
+    let entry = device.entry(job);
+    entry.ooms.fetch_add(1, SeqCst);
+    entry.oom_largest.fetch_max(bytes, SeqCst);
+    if SAID.fetch_add(1, Relaxed) >= 100 {
+        return;
+    }
+    let reason = match why {
+        Shortage::Budget if device.can_spill(job) => "the VRAM and RAM limits",
+        Shortage::Budget => "the VRAM limit",
+        Shortage::Driver => "the driver has no more memory",
+        Shortage::Ram(refusal) => refusal.reason(),
+    };
+    let host = job.place.ledger().used_host();
+    telemetry::say(
+        Kind::OutOfMemory,
+        Some(device.index),
+        [bytes, host, 0],
+        reason,
+    );
+}

@@ -1,0 +1,219 @@
+//! A device in use: what it can do here, found out by trying, and its entry in the ledger.
+
+use std::ffi::c_int;
+use std::sync::{Mutex, Once, OnceLock};
+
+use greenboost_abi::*;
+use greenboost_wire::ledger::{self, DeviceFacts, Ledger, Tier, VramLimit};
+use greenboost_wire::record::Kind;
+
+use super::chunk::GRAIN;
+use super::placement;
+use super::small::Slabs;
+use super::spare::Spare;
+use crate::driver::{self, Location};
+use crate::process::Job;
+use crate::telemetry;
+
+/// A device that the program allocates on.
+pub struct Device {
+    /// Ordinal in this process.
+    pub ordinal: CUdevice,
+    /// Index in the ledger.
+    pub index: usize,
+    /// How device memory is made; `None` when virtual memory management does not work here.
+    pub vram: Option<Location>,
+    /// Host NUMA nodes whose memory the device can map, nearest first. Empty: nothing can spill.
+    pub nodes: Vec<c_int>,
+    /// Freed backing, kept for reuse.
+    pub spare: Spare,
+    /// Small allocations on the host.
+    pub slabs: Slabs,
+    /// Devices that the program let access this one's memory.
+    pub peers: Mutex<Vec<CUdevice>>,
+}
+
+/// Ordinals above this are not placed.
+const MOST: usize = 64;
+static DEVICES: [OnceLock<Device>; MOST] = [const { OnceLock::new() }; MOST];
+
+/// The device with this ordinal; the first call tries out what it can do. Needs a current context on it.
+///
+/// `None`: the ledger has no room for it; its memory is not limited then, and the launcher has been told.
+///
+/// # Errors
+/// The driver's, of a query that should not fail; the next call tries again.
+pub fn get(job: &'static Job, ordinal: CUdevice) -> driver::Result<Option<&'static Device>> {
+    let Some(slot) = usize::try_from(ordinal).ok().and_then(|o| DEVICES.get(o)) else {
+        return Ok(None);
+    };
+    if let Some(device) = slot.get() {
+        return Ok(Some(device));
+    }
+    // Two threads may try at the same time, which is harmless; the first result stays.
+    let device = Device::try_out(job, ordinal)?;
+    Ok(device.map(|device| slot.get_or_init(|| device)))
+}
+
+/// The device, if something was allocated on it before.
+pub fn known(ordinal: CUdevice) -> Option<&'static Device> {
+    DEVICES.get(usize::try_from(ordinal).ok()?)?.get()
+}
+
+/// All devices that something was allocated on.
+pub fn all() -> impl Iterator<Item = &'static Device> {
+    DEVICES.iter().filter_map(OnceLock::get)
+}
+
+/// Index in the ledger of the device with this UUID and so many bytes.
+pub fn index(ledger: &Ledger, uuid: [u8; 16], total: u64) -> Option<usize> {
+    ledger.device_index(uuid, || DeviceFacts {
+        total,
+        vram_limit: placement::first_limit(ledger.settings().vram_limit, total),
+    })
+}
+
+impl Device {
+    fn try_out(job: &'static Job, ordinal: CUdevice) -> driver::Result<Option<Device>> {
+        let ledger = job.place.ledger();
+        let total = driver::total_mem(ordinal)?;
+        let (free, _) = driver::mem_info()?;
+        let Some(index) = index(ledger, driver::device_uuid(ordinal)?, total) else {
+            static SAID: Once = Once::new();
+            let why = "the job has too many devices: one of them is not limited";
+            SAID.call_once(|| telemetry::say(Kind::Degraded, None, [0; 3], why));
+            return Ok(None);
+        };
+        if ledger.settings().vram_limit == VramLimit::Free {
+            let limit = placement::free_limit(total, free + ledger.used(Tier::Vram, index));
+            ledger.device(index).refine(limit);
+        }
+        let vram = device_location(ordinal);
+        let nodes = if vram.is_some() {
+            host_nodes(ordinal)
+        } else {
+            Vec::new()
+        };
+        let limit = ledger.device(index).vram_limit();
+        let name = driver::device_name(ordinal).unwrap_or_default();
+        let backend = if vram.is_some() { "vmm" } else { "plain" };
+        telemetry::say(
+            Kind::Device,
+            Some(index),
+            [total, limit, free],
+            &format!("{backend} {name}"),
+        );
+        if nodes.is_empty() && ledger.settings().spill {
+            let why = "host memory cannot be mapped by this driver or machine: nothing can spill";
+            telemetry::say(Kind::Degraded, Some(index), [0; 3], why);
+        }
+        let settings = ledger.settings();
+        let spare = Spare::new(
+            (limit / 16).min(512 << 20),
+            (settings.ram_limit / 8).min(2 << 30),
+            Some((&job.place, index)),
+        );
+        Ok(Some(Device {
+            ordinal,
+            index,
+            vram,
+            nodes,
+            spare,
+            slabs: Slabs::default(),
+            peers: Mutex::default(),
+        }))
+    }
+
+    /// Its entry in the ledger.
+    pub fn entry<'a>(&self, job: &'a Job) -> &'a ledger::Device {
+        job.place.ledger().device(self.index)
+    }
+
+    /// Whether allocations may be placed in host memory.
+    pub fn can_spill(&self, job: &Job) -> bool {
+        !self.nodes.is_empty() && job.place.ledger().settings().spill
+    }
+
+    /// The devices that read and write this one's ranges.
+    pub fn users(&self) -> Vec<CUdevice> {
+        let mut users = vec![self.ordinal];
+        users.extend(self.peers.lock().unwrap_or_else(|e| e.into_inner()).iter());
+        users
+    }
+}
+
+/// How device memory is made here: with `gpuDirectRDMACapable` where that works.
+fn device_location(device: CUdevice) -> Option<Location> {
+    let has = |a| driver::attribute(a, device).is_ok_and(|v| v != 0);
+    if !has(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) {
+        return None;
+    }
+    let rdma = has(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED);
+    [rdma, false]
+        .map(|rdma| Location::Device { device, rdma })
+        .into_iter()
+        .find(|location| works(*location, device).unwrap_or(true))
+}
+
+/// The host nodes whose memory the device can map, nearest first (PITFALLS 23: some nodes fail; attributes lie).
+fn host_nodes(device: CUdevice) -> Vec<c_int> {
+    let nearest = driver::attribute(CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, device)
+        .unwrap_or(-1)
+        .max(0);
+    let text = std::fs::read_to_string("/sys/devices/system/node/has_memory").unwrap_or_default();
+    let mut nodes = vec![nearest];
+    nodes.extend(node_list(&text).into_iter().filter(|n| *n != nearest));
+    // Out of memory right now says nothing about later: then the attribute counts.
+    let promised = CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED;
+    let promised = driver::attribute(promised, device).is_ok_and(|v| v != 0);
+    nodes.retain(|node| works(Location::HostNuma(*node), device).unwrap_or(promised));
+    nodes
+}
+
+/// `0-1,4` as numbers.
+fn node_list(text: &str) -> Vec<c_int> {
+    text.trim()
+        .split(',')
+        .filter_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(first.parse().ok()?..=last.parse().ok()?)
+        })
+        .flatten()
+        .collect()
+}
+
+/// Makes, maps and opens one grain of memory at this location, and takes it down again. `None`: out of memory.
+fn works(location: Location, device: CUdevice) -> Option<bool> {
+    let handle = match driver::create(GRAIN as usize, location) {
+        Ok(handle) => handle,
+        Err(CUDA_ERROR_OUT_OF_MEMORY) => return None,
+        Err(_) => return Some(false),
+    };
+    // SAFETY: a range and a handle of our own, that nothing else knows. What cannot be unmapped keeps its addresses.
+    unsafe {
+        let good = driver::reserve(GRAIN as usize).is_ok_and(|address| {
+            let mapped = driver::map(address, GRAIN as usize, handle).is_ok();
+            let open = mapped && driver::set_access(address, GRAIN as usize, [device]).is_ok();
+            let free = !mapped || driver::unmap(address, GRAIN as usize).is_ok();
+            if free {
+                let _ = driver::unreserve(address, GRAIN as usize);
+            }
+            open && free
+        });
+        let _ = driver::release(handle);
+        Some(good)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_lists() {
+        assert_eq!(node_list("0\n"), [0]);
+        assert_eq!(node_list("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(node_list(""), []);
+        assert_eq!(node_list("x-y,3"), [3]);
+    }
+}

@@ -1,0 +1,17 @@
+//! Allocations and the tiers that back them.
+//!
+//! Policy, pure and without CUDA types: [`chunk`] (sizes), [`placement`] (how much goes where), [`budget`] (may the
+//! machine's RAM be pinned). Mechanism: [`device`], [`range`], [`spare`], [`small`], [`drain`]. [`alloc`] and [`free`] put
+//! them together; [`map`] knows what the program holds.
+
+pub mod alloc;
+pub mod budget;
+pub mod chunk;
+pub mod device;
+pub mod drain;
+pub mod free;
+pub mod map;
+pub mod placement;
+pub mod range;
+pub mod small;
+pub mod spare;

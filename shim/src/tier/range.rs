@@ -1,0 +1,243 @@
+//! A range: reserved virtual memory, backed throughout by chunks. The address never changes while the range lives.
+
+use greenboost_wire::ledger::Tier;
+use greenboost_wire::ram::Ram;
+
+use super::chunk;
+use super::device::Device;
+use super::spare::{self, Chunk};
+use crate::driver::{self, Location};
+use crate::process::{self, Job};
+use crate::tier::budget;
+
+/// Why a part of a range could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// The job's budget of that tier.
+    Budget,
+    /// The driver: another program has the memory, or it is too fragmented.
+    Driver,
+    /// The machine's RAM.
+    Ram(budget::Refusal),
+}
+
+/// Chunks on their way into a range; what is not built into one goes back when this is dropped.
+pub struct Parts<'a> {
+    job: &'a Job,
+    device: &'a Device,
+    chunks: Vec<Chunk>,
+}
+
+impl<'a> Parts<'a> {
+    /// No chunks yet.
+    pub fn new(job: &'a Job, device: &'a Device) -> Parts<'a> {
+        Parts {
+            job,
+            device,
+            chunks: Vec::new(),
+        }
+    }
+
+    /// Bytes so far, of one tier.
+    pub fn bytes(&self, tier: Tier) -> u64 {
+        self.chunks
+            .iter()
+            .filter(|c| c.tier == tier)
+            .map(|c| c.size)
+            .sum()
+    }
+
+    /// Adds `size` bytes of VRAM; on a shortage keeps what it got and says why that is less.
+    pub fn add_vram(&mut self, size: u64) -> Result<(), Shortage> {
+        for class in chunk::split(size) {
+            self.add(Tier::Vram, class, || {
+                self.device
+                    .vram
+                    .ok_or(Shortage::Driver)
+                    .and_then(|l| make(class, l))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Adds `size` bytes of host memory in bounded pieces, asking the machine before each; smaller pieces when a large
+    /// one is not to be had.
+    pub fn add_host(&mut self, size: u64) -> Result<(), Shortage> {
+        let mut wanted = chunk::split(size);
+        wanted.reverse();
+        while let Some(class) = wanted.pop() {
+            let (job, device) = (self.job, self.device);
+            let Err(why) = self.add(Tier::Host, class, || host_piece(job, device, class)) else {
+                continue;
+            };
+            let parts = chunk::smaller(class);
+            if parts.is_empty() || why == Shortage::Budget {
+                return Err(why);
+            }
+            wanted.extend(parts.into_iter().rev());
+        }
+        Ok(())
+    }
+
+    /// Adds one chunk: a spare one, or a new one within the budget. The reservation comes first and is undone when the
+    /// memory is not to be had.
+    fn add(
+        &mut self,
+        tier: Tier,
+        class: u64,
+        make: impl Fn() -> Result<u64, Shortage>,
+    ) -> Result<(), Shortage> {
+        if let Some(chunk) = self.device.spare.take(tier, class) {
+            self.chunks.push(chunk);
+            return Ok(());
+        }
+        // Spares of other classes hold budget and memory: without them it may fit.
+        let mut trimmed = false;
+        loop {
+            let result = match self.job.place.reserve(tier, self.device.index, class) {
+                Err(_) => Err(Shortage::Budget),
+                Ok(()) => {
+                    make().inspect_err(|_| self.job.place.release(tier, self.device.index, class))
+                }
+            };
+            match result {
+                Ok(handle) => {
+                    self.chunks.push(Chunk {
+                        size: class,
+                        tier,
+                        handle,
+                    });
+                    return Ok(());
+                }
+                Err(why) if trimmed => return Err(why),
+                Err(why) => {
+                    if !make_room(self.job, self.device, tier) {
+                        return Err(why);
+                    }
+                    trimmed = true;
+                }
+            }
+        }
+    }
+
+    /// Maps the chunks one after the other into a new range that the device and its peers may use.
+    ///
+    /// # Errors
+    /// The driver's; everything is undone then.
+    pub fn build(mut self) -> driver::Result<Range> {
+        let span = self.chunks.iter().map(|c| c.size).sum();
+        let mut range = Range {
+            base: driver::reserve(span as usize)?,
+            span,
+            chunks: Vec::new(),
+        };
+        let result = self.map_into(&mut range);
+        if let Err(code) = result {
+            // SAFETY: the program has never seen this range.
+            unsafe { range.take_down(self.job, self.device) };
+            return Err(code);
+        }
+        Ok(range)
+    }
+
+    fn map_into(&mut self, range: &mut Range) -> driver::Result<()> {
+        let mut at = range.base;
+        while let Some(chunk) = self.chunks.first().copied() {
+            // SAFETY: the range was reserved for these chunks; `at` lies behind what is mapped.
+            unsafe { driver::map(at, chunk.size as usize, chunk.handle)? };
+            range.chunks.push(self.chunks.remove(0));
+            at += chunk.size;
+        }
+        // SAFETY: the range is mapped throughout.
+        unsafe { driver::set_access(range.base, range.span as usize, self.device.users()) }
+    }
+}
+
+impl Drop for Parts<'_> {
+    fn drop(&mut self) {
+        for chunk in self.chunks.drain(..) {
+            spare::give(self.job, self.device, chunk);
+        }
+    }
+}
+
+/// Gives up what is kept for reuse in a tier. Returns whether there was anything.
+pub fn make_room(job: &Job, device: &Device, tier: Tier) -> bool {
+    if tier == Tier::Host {
+        device.slabs.trim(job, device);
+    }
+    spare::trim(job, device, tier)
+}
+
+fn make(size: u64, location: Location) -> Result<u64, Shortage> {
+    driver::create(size as usize, location).map_err(|_| Shortage::Driver)
+}
+
+/// One piece of host memory, from the nearest node that has it.
+fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
+    // The reservation of this piece is in the ledger already.
+    let pinned = job.place.ledger().used_host().saturating_sub(size);
+    budget::check(Ram::now(), size, pinned).map_err(Shortage::Ram)?;
+    device
+        .nodes
+        .iter()
+        .find_map(|node| driver::create(size as usize, Location::HostNuma(*node)).ok())
+        .ok_or(Shortage::Driver)
+}
+
+/// Virtual memory with its backing.
+#[derive(Debug)]
+pub struct Range {
+    /// First address; a multiple of 2 MiB.
+    pub base: u64,
+    /// Bytes reserved and mapped; a multiple of 2 MiB.
+    pub span: u64,
+    chunks: Vec<Chunk>,
+}
+
+impl Range {
+    /// Bytes in a tier.
+    pub fn bytes(&self, tier: Tier) -> u64 {
+        self.chunks
+            .iter()
+            .filter(|c| c.tier == tier)
+            .map(|c| c.size)
+            .sum()
+    }
+
+    /// Whether any byte between two offsets is in host memory.
+    pub fn on_host(&self, from: u64, to: u64) -> bool {
+        let mut at = 0;
+        self.chunks.iter().any(|chunk| {
+            let start = at;
+            at += chunk.size;
+            chunk.tier == Tier::Host && start < to && from < at
+        })
+    }
+
+    /// Unmaps everything and gives the backing and the addresses back.
+    ///
+    /// A driver that refuses to unmap leaves memory behind that is never used again, and wounds the shim.
+    ///
+    /// # Safety
+    /// No work that could touch the range is in flight, and the program uses its addresses no more.
+    pub unsafe fn take_down(self, job: &Job, device: &Device) {
+        let mut at = self.base;
+        let mut clean = true;
+        for chunk in self.chunks {
+            // SAFETY: the caller's promise; each chunk was mapped whole at this place.
+            match unsafe { driver::unmap(at, chunk.size as usize) } {
+                Ok(()) => spare::give(job, device, chunk),
+                Err(code) => {
+                    clean = false;
+                    process::wound(&format!("cuMemUnmap returned {code}"));
+                }
+            }
+            at += chunk.size;
+        }
+        if clean {
+            // SAFETY: nothing is mapped in it any more. A refusal costs addresses, of which there are plenty.
+            let _ = unsafe { driver::unreserve(self.base, self.span as usize) };
+        }
+    }
+}

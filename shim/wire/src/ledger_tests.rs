@@ -1,0 +1,232 @@
+use super::*;
+use std::process::{Command, Stdio};
+
+struct Dir(std::path::PathBuf);
+impl Dir {
+    fn new(name: &str) -> Dir {
+        let path = std::env::temp_dir().join(format!("gb-ledger-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        Dir(path)
+    }
+    fn file(&self) -> std::path::PathBuf {
+        self.0.join(crate::LEDGER_FILE)
+    }
+}
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const SETTINGS: Settings = Settings {
+    vram_limit: VramLimit::Bytes(1000),
+    ram_limit: 500,
+    spill: true,
+    report: Report::Physical,
+};
+
+fn ledger(name: &str) -> (Dir, &'static Mapped) {
+    let dir = Dir::new(name);
+    let map = Box::leak(Box::new(Mapped::create(&dir.file(), SETTINGS).unwrap()));
+    map.device_index([1; 16], || DeviceFacts {
+        total: 2000,
+        vram_limit: 1000,
+    })
+    .unwrap();
+    (dir, map)
+}
+
+#[test]
+fn settings_survive_the_file() {
+    let (dir, _) = ledger("settings");
+    assert_eq!(Mapped::open(&dir.file()).unwrap().settings(), SETTINGS);
+    assert!(Mapped::create(&dir.file(), SETTINGS).is_err());
+    std::fs::write(dir.0.join("other"), "short").unwrap();
+    assert!(Mapped::open(&dir.0.join("other")).is_err());
+    std::fs::write(dir.0.join("zeros"), vec![0; size_of::<Ledger>()]).unwrap();
+    assert!(Mapped::open(&dir.0.join("zeros")).is_err());
+}
+
+#[test]
+fn a_device_keeps_its_first_limit() {
+    let (_dir, map) = ledger("device");
+    let second = map
+        .device_index([2; 16], || DeviceFacts {
+            total: 9,
+            vram_limit: 8,
+        })
+        .unwrap();
+    assert_eq!(map.device_index([2; 16], || unreachable!()), Some(second));
+    assert_eq!(map.device_index([1; 16], || unreachable!()), Some(0));
+    assert_eq!(map.device(second).vram_limit(), 8);
+    for n in 3..=DEVICES as u8 {
+        map.device_index([n; 16], || DeviceFacts {
+            total: 9,
+            vram_limit: 8,
+        })
+        .unwrap();
+    }
+    assert_eq!(map.device_index([99; 16], || unreachable!()), None);
+}
+
+#[test]
+fn limits_are_exact_under_threads() {
+    let (_dir, map) = ledger("threads");
+    let place = Place::take(map).unwrap();
+    let granted = AtomicU64::new(0);
+    std::thread::scope(|s| {
+        for _ in 0..8 {
+            s.spawn(|| {
+                for _ in 0..500 {
+                    if place.reserve(Tier::Vram, 0, 7).is_ok() {
+                        granted.fetch_add(1, SeqCst);
+                    }
+                }
+            });
+        }
+    });
+    // 142 * 7 = 994: every grant that fits is made, none more.
+    assert_eq!(granted.load(SeqCst), 142);
+    assert_eq!(map.used(Tier::Vram, 0), 994);
+    assert_eq!(
+        place.reserve(Tier::Vram, 0, 7),
+        Err(Refused {
+            held: 994,
+            limit: 1000
+        })
+    );
+    place.reserve(Tier::Vram, 0, 6).unwrap();
+    place.release(Tier::Vram, 0, 1000);
+    assert_eq!(map.used(Tier::Vram, 0), 0);
+    assert_eq!(map.device(0).vram_peak.load(SeqCst), 1000);
+}
+
+#[test]
+fn host_is_one_budget_over_devices() {
+    let (_dir, map) = ledger("host");
+    map.device_index([2; 16], || DeviceFacts {
+        total: 9,
+        vram_limit: 8,
+    })
+    .unwrap();
+    let place = Place::take(map).unwrap();
+    place.reserve(Tier::Host, 0, 300).unwrap();
+    place.reserve(Tier::Host, 1, 200).unwrap();
+    assert_eq!(
+        place.reserve(Tier::Host, 1, 1),
+        Err(Refused {
+            held: 500,
+            limit: 500
+        })
+    );
+    assert_eq!(map.used_host(), 500);
+    drop(place);
+    assert_eq!(map.used_host(), 0);
+}
+
+/// Several places stand for several processes: their pending reservations may collide, but the sum never exceeds the
+/// limit, and nobody is refused what would fit after the others' attempts have ended.
+#[test]
+fn places_never_pass_together() {
+    let (_dir, map) = ledger("race");
+    let places: Vec<Place> = (0..4).map(|_| Place::take(map).unwrap()).collect();
+    let over = AtomicU64::new(0);
+    std::thread::scope(|s| {
+        for place in &places {
+            s.spawn(|| {
+                for _ in 0..2000 {
+                    // At most 3 of 4 fit together.
+                    if place.reserve(Tier::Vram, 0, 330).is_ok() {
+                        if map.used(Tier::Vram, 0) > 1000 {
+                            over.fetch_add(1, SeqCst);
+                        }
+                        place.release(Tier::Vram, 0, 330);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(over.load(SeqCst), 0);
+    assert_eq!(map.used(Tier::Vram, 0), 0);
+    // Two that fit together are both served, always.
+    std::thread::scope(|s| {
+        for place in &places[..2] {
+            s.spawn(|| {
+                for _ in 0..2000 {
+                    place.reserve(Tier::Vram, 0, 500).unwrap();
+                    place.release(Tier::Vram, 0, 500);
+                }
+            });
+        }
+    });
+}
+
+/// PITFALLS 14: a process killed by SIGKILL strands its usage. Here the killed process is this test binary itself.
+#[test]
+fn the_dead_are_reaped() {
+    if let Ok(path) = std::env::var("GB_TEST_LEDGER") {
+        let map = Box::leak(Box::new(Mapped::open(Path::new(&path)).unwrap()));
+        let place = Place::take(map).unwrap();
+        place.reserve(Tier::Vram, 0, 900).unwrap();
+        place.held(Tier::Vram, 0).pending.fetch_add(100, SeqCst); // killed within a reservation
+        println!("ready");
+        loop {
+            std::thread::park();
+        }
+    }
+    let (dir, map) = ledger("reap");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "ledger::tests::the_dead_are_reaped",
+            "--nocapture",
+        ])
+        .env("GB_TEST_LEDGER", dir.file())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while map.used(Tier::Vram, 0) != 900 || map.sum(Tier::Vram, 0, true) != 1000 {
+        std::thread::yield_now();
+    }
+    let place = Place::take(map).unwrap();
+    assert_eq!(map.reap(), 0);
+    assert!(place.reserve(Tier::Vram, 0, 200).is_err());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    place.reserve(Tier::Vram, 0, 1000).unwrap();
+    assert_eq!(map.seats().len(), 1);
+}
+
+/// A reaper killed half-way leaves a seat that the next reaper finishes.
+#[test]
+fn a_dead_reaper_is_reaped() {
+    let (_dir, map) = ledger("reaper");
+    let seat = &map.seats[3];
+    map.seats_used.store(4, SeqCst);
+    seat.owner.store(REAPING | 999_999_999, SeqCst);
+    seat.held[0][0].bytes.store(77, SeqCst);
+    assert_eq!(map.reap_with(|_| Some(1)), 0);
+    assert_eq!(map.reap_with(|_| None), 1);
+    assert_eq!(map.used(Tier::Vram, 0), 0);
+}
+
+/// A pid that was given to another process does not keep the dead one's seat.
+#[test]
+fn a_recycled_pid_is_another_process() {
+    let (_dir, map) = ledger("recycled");
+    let place = Place::take(map).unwrap();
+    place.reserve(Tier::Host, 0, 5).unwrap();
+    assert_eq!(map.reap_with(|_| Some(1)), 1);
+    assert_eq!(map.used_host(), 0);
+    std::mem::forget(place);
+}
+
+#[test]
+fn all_seats_taken() {
+    let (_dir, map) = ledger("full");
+    let places: Vec<_> = (0..SEATS).map(|_| Place::take(map).unwrap()).collect();
+    assert!(Place::take(map).is_none());
+    drop(places);
+    assert!(Place::take(map).is_some());
+}

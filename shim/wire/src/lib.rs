@@ -1,0 +1,23 @@
+//! What the launcher and the shims of one job share.
+//!
+//! - [`ledger`]: a small file, mapped by every process of the job, that holds the limits and who uses how much of them;
+//! - [`record`]: fixed-size, versioned datagrams that a process sends to its launcher;
+//! - [`ram`]: what the machine says of its memory;
+//! - [`alive`]: whether a process that left something behind still lives.
+//!
+//! A job is a private directory. Its path travels in [`JOB_ENV`]; everything else is found inside it.
+#![warn(missing_docs)]
+
+pub mod alive;
+pub mod ledger;
+pub mod ram;
+pub mod record;
+
+/// Environment variable with the path of the job's directory; set by `greenboost run`, inherited by children.
+pub const JOB_ENV: &str = "GREENBOOST_JOB";
+/// Environment variable that makes the shim inert when it is `off`.
+pub const SWITCH_ENV: &str = "GREENBOOST";
+/// The ledger's file name inside the job directory.
+pub const LEDGER_FILE: &str = "ledger";
+/// The control socket's file name inside the job directory (`SOCK_SEQPACKET`, the launcher listens).
+pub const CONTROL_SOCKET: &str = "control";

@@ -1,0 +1,380 @@
+//! The command line, and nothing else: one table from which parsing, help, man pages and completions come.
+
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::OWN_ERROR;
+use crate::size::{self, Amount};
+
+/// Run an unmodified CUDA program with VRAM and host RAM as one GPU memory
+#[derive(Debug, Parser)]
+#[command(
+    name = "greenboost",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "First try: greenboost selftest --simulated"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program with more GPU memory than the card has
+    ///
+    /// Allocations that no longer fit into the VRAM limit are placed in pinned host RAM, which the GPU reads and writes
+    /// over the link. The program sees one memory; nothing that it computes changes.
+    Run(Box<RunArgs>),
+    /// Say where a program gets CUDA from, and whether greenboost can serve it
+    Inspect(InspectArgs),
+    /// Check on this machine that spilled memory stays bit for bit right
+    ///
+    /// A small CUDA program is run under `greenboost run` with a VRAM limit far below what it needs. It allocates,
+    /// computes and copies across the border between VRAM and host RAM, and checks every byte.
+    Selftest(SelftestArgs),
+    /// Print the completion script of a shell
+    Completions(CompletionsArgs),
+    /// The program that `selftest` runs under `greenboost run`.
+    #[command(name = "selftest-program", hide = true)]
+    SelftestProgram {
+        /// Only look whether there is a usable GPU.
+        #[arg(long)]
+        probe: bool,
+    },
+    /// Write man pages and completions into DIR/man and DIR/completions.
+    #[command(hide = true)]
+    Generate {
+        /// Where to.
+        dir: PathBuf,
+    },
+}
+
+const RUN_USAGE: &str = "greenboost run [OPTIONS] [--] PROGRAM [ARG]...";
+
+const RUN_NOTES: &str = "\
+Sizes: K, M, G, T and KiB to TiB are powers of 1024; KB to TB are powers of 1000.
+
+Each option may also come from the environment, as GREENBOOST_VRAM_LIMIT, GREENBOOST_RAM_LIMIT, GREENBOOST_SPILL, \
+GREENBOOST_REPORT, GREENBOOST_JSON and GREENBOOST_STATS; the command line has precedence. GREENBOOST=off makes the \
+library in the program do nothing.
+
+Exit status: the program's own, or 128+n when signal n ended it; 125 when greenboost itself failed, 126 when PROGRAM \
+cannot be executed, 127 when it was not found.";
+
+/// `greenboost run`.
+#[derive(Args, Debug, Default)]
+#[command(override_usage = RUN_USAGE, after_long_help = RUN_NOTES)]
+pub struct RunArgs {
+    /// VRAM that the job may hold on each device: a size, or a percentage of the card [default: what is free]
+    #[arg(long, value_name = "SIZE|PERCENT", env = "GREENBOOST_VRAM_LIMIT", hide_env = true,
+          value_parser = size::parse)]
+    pub vram_limit: Option<Amount>,
+
+    /// Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]
+    #[arg(long, value_name = "SIZE|PERCENT", env = "GREENBOOST_RAM_LIMIT", hide_env = true,
+          value_parser = size::parse)]
+    pub ram_limit: Option<Amount>,
+
+    /// Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]
+    #[arg(long, value_name = "ram|off", env = "GREENBOOST_SPILL", hide_env = true,
+          value_parser = parse_spill)]
+    pub spill: Option<Spill>,
+
+    /// Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]
+    #[arg(
+        long,
+        env = "GREENBOOST_REPORT",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "extended|physical"
+    )]
+    pub report: Option<ReportArg>,
+
+    /// Write newline-delimited JSON records of the run to a file or an open descriptor
+    #[arg(long, value_name = "FILE|fd:N", env = "GREENBOOST_JSON", hide_env = true,
+          value_hint = ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_json))]
+    pub json: Option<JsonTarget>,
+
+    /// What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]
+    #[arg(
+        long,
+        env = "GREENBOOST_STATS",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "auto|lines|off"
+    )]
+    pub stats: Option<Stats>,
+
+    /// Say what was decided before the launch, and name each process that uses CUDA
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM", num_args = 1..,
+          value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+/// `--spill`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spill {
+    /// To host RAM.
+    Ram,
+    /// Nowhere.
+    Off,
+}
+
+/// `--report`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportArg {
+    /// VRAM and host RAM together.
+    Extended,
+    /// The VRAM limit alone.
+    Physical,
+}
+
+/// `--stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Stats {
+    /// Whatever suits where stderr goes.
+    #[default]
+    Auto,
+    /// A line now and then.
+    Lines,
+    /// Only what went wrong; no summary.
+    Off,
+}
+
+/// `--json` of `run`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JsonTarget {
+    /// A file, created or truncated.
+    File(PathBuf),
+    /// A descriptor that whoever started us has opened.
+    Fd(RawFd),
+}
+
+/// `greenboost inspect`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "Exit status: 0, or 2 when greenboost cannot serve the program.")]
+pub struct InspectArgs {
+    /// The program: a path, or a name looked up in PATH
+    #[arg(value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
+    pub program: OsString,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `greenboost selftest`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Exit status: 0 passed, 1 failed, 3 no usable GPU and no simulated driver either.")]
+pub struct SelftestArgs {
+    /// Use the embedded simulated driver, also where there is a GPU
+    #[arg(long)]
+    pub simulated: bool,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `greenboost completions`.
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+fn parse_spill(text: &str) -> Result<Spill, String> {
+    match text {
+        "ram" => Ok(Spill::Ram),
+        "off" => Ok(Spill::Off),
+        _ if text == "nvme" || text.starts_with("nvme:") => Err(format!(
+            "'{text}' is not possible yet, there is no NVMe tier in this version: use 'ram' or 'off'"
+        )),
+        _ => Err(format!(
+            "'{text}' is not a place to spill to: use 'ram' or 'off'"
+        )),
+    }
+}
+
+fn parse_json(target: OsString) -> Result<JsonTarget, String> {
+    const FORMS: &str = "write a file name, or fd:N for a descriptor that is open, like fd:3";
+    let Some(text) = target.to_str() else {
+        return Ok(JsonTarget::File(target.into()));
+    };
+    match text.strip_prefix("fd:").map(str::parse::<RawFd>) {
+        _ if text.is_empty() => Err(format!("the file name is empty: {FORMS}")),
+        _ if text == "-" => Err(format!(
+            "'-' is refused, because stdout is the program's: {FORMS}"
+        )),
+        None => Ok(JsonTarget::File(target.into())),
+        Some(Ok(fd @ 0..2)) => Err(format!(
+            "'fd:{fd}' is refused, because stdin and stdout are the program's: {FORMS}"
+        )),
+        Some(Ok(fd @ 2..)) => Ok(JsonTarget::Fd(fd)),
+        Some(_) => Err(format!("'{text}' does not name a descriptor: {FORMS}")),
+    }
+}
+
+/// The command line and the environment as commands and settings; or, when that cannot be or help was asked for, what
+/// was to be said has been said and this is the exit status.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader that has gone away (`greenboost --help | head -1`) is no error of ours.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        _ => {
+            match sentence(&error) {
+                Some(sentence) => crate::say(&sentence),
+                None => drop(error.print()),
+            }
+            ExitCode::from(OWN_ERROR)
+        }
+    })
+}
+
+/// A bad value, in one sentence: which flag, which value, what instead.
+fn sentence(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(s)) => Some(s.clone()),
+        Some(ContextValue::Strings(s)) => Some(s.join(", ")),
+        _ => None,
+    };
+    let flag = text(ContextKind::InvalidArg)?;
+    let flag = flag.split_once(' ').map_or(flag.as_str(), |(name, _)| name);
+    let variable = format!(
+        "GREENBOOST_{}",
+        flag.trim_start_matches('-')
+            .replace('-', "_")
+            .to_uppercase()
+    );
+    let place = match std::env::var_os(&variable) {
+        Some(_) => format!("{flag} (or {variable})"),
+        None => flag.to_string(),
+    };
+    match error.kind() {
+        ErrorKind::ValueValidation => Some(format!("{place}: {}", error.source()?)),
+        ErrorKind::InvalidValue => {
+            let value = text(ContextKind::InvalidValue)?;
+            let valid = text(ContextKind::ValidValue)?;
+            let problem = if value.is_empty() {
+                "a value is missing".into()
+            } else {
+                format!("'{value}' is not a choice")
+            };
+            Some(format!("{place}: {problem}: use one of {valid}"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &[&str]) -> RunArgs {
+        let line = ["greenboost", "run"].iter().chain(line);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_program_is_the_programs() {
+        for line in [
+            &[
+                "--vram-limit",
+                "2G",
+                "prog",
+                "-v",
+                "--ram-limit",
+                "x",
+                "--",
+                "--help",
+            ][..],
+            &[
+                "--vram-limit=2G",
+                "--",
+                "prog",
+                "-v",
+                "--ram-limit",
+                "x",
+                "--",
+                "--help",
+            ],
+        ] {
+            let args = run(line);
+            assert_eq!(args.vram_limit, Some(Amount::Bytes(2 << 30)));
+            assert!(!args.verbose && args.ram_limit.is_none());
+            assert_eq!(
+                args.command,
+                ["prog", "-v", "--ram-limit", "x", "--", "--help"]
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_flags_before_the_program_are_errors() {
+        let line = ["greenboost", "run", "--vram-limt", "2G", "prog"];
+        let error = Cli::try_parse_from(line).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
+        let error = Cli::try_parse_from(["greenboost", "run"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn places_for_json() {
+        let parse = |t: &str| parse_json(t.into());
+        assert_eq!(parse("fd:3"), Ok(JsonTarget::Fd(3)));
+        assert_eq!(parse("fd.json"), Ok(JsonTarget::File("fd.json".into())));
+        for bad in [
+            "",
+            "-",
+            "fd:",
+            "fd:0",
+            "fd:1",
+            "fd:-1",
+            "fd:x",
+            "fd:99999999999",
+        ] {
+            assert!(
+                parse(bad).unwrap_err().contains("write a file name"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn nvme_is_announced_but_not_there() {
+        assert!(
+            parse_spill("nvme:/scratch")
+                .unwrap_err()
+                .contains("no NVMe tier")
+        );
+        assert!(parse_spill("disk").unwrap_err().contains("'ram' or 'off'"));
+    }
+}

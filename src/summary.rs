@@ -1,0 +1,238 @@
+//! What the ledger says, as numbers and for people.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+use greenboost_wire::ledger::{Ledger, Tier};
+use serde::Serialize;
+use std::sync::atomic::Ordering::SeqCst;
+
+use crate::size::human;
+use crate::voice::{count, duration};
+
+/// The ledger at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Processes that initialised CUDA so far.
+    pub cuda_processes: u64,
+    /// Host bytes held now, over all devices.
+    pub host_bytes: u64,
+    /// The most there ever were.
+    pub host_peak: u64,
+    /// How many there may be.
+    pub ram_limit: u64,
+    /// The devices in use, in the order in which they came into use.
+    pub devices: Vec<DeviceSnapshot>,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DeviceSnapshot {
+    /// Its index in the ledger.
+    pub device: usize,
+    /// Physical bytes.
+    pub total: u64,
+    /// How much of that the job may hold.
+    pub vram_limit: u64,
+    /// What it holds now.
+    pub vram_bytes: u64,
+    /// The most it ever held.
+    pub vram_peak: u64,
+    /// Host bytes that stand in for VRAM of this device now.
+    pub host_bytes: u64,
+    /// The most there ever were.
+    pub host_peak: u64,
+    /// Allocations made.
+    pub allocations: u64,
+    /// Those that were partly or wholly placed outside VRAM.
+    pub spills: u64,
+    /// Bytes that those had outside VRAM when they were made.
+    pub spilled_bytes: u64,
+    /// Requests that were answered with "out of memory".
+    pub ooms: u64,
+    /// The largest of those, bytes.
+    pub oom_largest: u64,
+}
+
+impl Snapshot {
+    /// Reads the ledger.
+    pub fn take(ledger: &Ledger) -> Snapshot {
+        // Freed backing that a process keeps for reuse belongs to no allocation. (The two are not read at one moment.)
+        let held = |tier, device| {
+            let used = ledger.used(tier, device);
+            used.saturating_sub(ledger.spare(tier, device))
+        };
+        let devices = ledger.devices().map(|(device, d)| DeviceSnapshot {
+            device,
+            total: d.total(),
+            vram_limit: d.vram_limit(),
+            vram_bytes: held(Tier::Vram, device),
+            vram_peak: d.vram_peak.load(SeqCst),
+            host_bytes: held(Tier::Host, device),
+            host_peak: d.host_peak.load(SeqCst),
+            allocations: d.allocations.load(SeqCst),
+            spills: d.spills.load(SeqCst),
+            spilled_bytes: d.spilled_bytes.load(SeqCst),
+            ooms: d.ooms.load(SeqCst),
+            oom_largest: d.oom_largest.load(SeqCst),
+        });
+        let devices: Vec<_> = devices.collect();
+        Snapshot {
+            cuda_processes: ledger.cuda_processes.load(SeqCst),
+            host_bytes: devices.iter().map(|d| d.host_bytes).sum(),
+            host_peak: ledger.host_peak.load(SeqCst),
+            ram_limit: ledger.settings().ram_limit,
+            devices,
+        }
+    }
+
+    /// One line for now and then: what is held of what may be held.
+    pub fn line(&self, running: Duration) -> String {
+        let mut parts: Vec<String> = self
+            .devices
+            .iter()
+            .map(|d| {
+                format!(
+                    "GPU {} VRAM {} of {}",
+                    d.device,
+                    human(d.vram_bytes),
+                    human(d.vram_limit)
+                )
+            })
+            .collect();
+        if self.ram_limit > 0 {
+            parts.push(format!(
+                "RAM {} of {}",
+                human(self.host_bytes),
+                human(self.ram_limit)
+            ));
+        }
+        format!("{}: {}", duration(running), parts.join(", "))
+    }
+
+    /// What remains to be said at the end. `names`: device names by ledger index.
+    pub fn summary(&self, names: &BTreeMap<usize, String>) -> String {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header(["", "peak", "final", "limit"]);
+        for d in &self.devices {
+            table.add_row([
+                format!("GPU {} VRAM", d.device),
+                human(d.vram_peak),
+                human(d.vram_bytes),
+                human(d.vram_limit),
+            ]);
+            table.add_row([
+                format!("GPU {} in host RAM", d.device),
+                human(d.host_peak),
+                human(d.host_bytes),
+                // The limit is for all devices together.
+                match self.devices.len() {
+                    1 => human(self.ram_limit),
+                    _ => String::new(),
+                },
+            ]);
+        }
+        if self.devices.len() > 1 {
+            table.add_row([
+                "all in host RAM".into(),
+                human(self.host_peak),
+                human(self.host_bytes),
+                human(self.ram_limit),
+            ]);
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+            column.set_padding((2, 0));
+        }
+        if let Some(first) = table.column_mut(0) {
+            first.set_padding((0, 1));
+        }
+        let mut lines: Vec<String> = table.lines().map(|l| l.trim_end().to_string()).collect();
+        for d in &self.devices {
+            lines.push(d.counts());
+        }
+        for (device, name) in names {
+            lines.push(format!("GPU {device} is {name}"));
+        }
+        lines.join("\n")
+    }
+}
+
+impl DeviceSnapshot {
+    fn counts(&self) -> String {
+        let mut text = format!(
+            "GPU {}: {}",
+            self.device,
+            count(self.allocations, "allocation", "allocations")
+        );
+        text += &match self.spills {
+            0 => ", none spilled".into(),
+            n => format!(", {n} spilled {}", human(self.spilled_bytes)),
+        };
+        if self.ooms > 0 {
+            text += &format!(
+                ", {} (max {})",
+                count(self.ooms, "OOM", "OOMs"),
+                human(self.oom_largest)
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(devices: usize) -> Snapshot {
+        let device = |device| DeviceSnapshot {
+            device,
+            total: 80 << 30,
+            vram_limit: 10 << 30,
+            vram_bytes: 0,
+            vram_peak: 10 << 30,
+            host_bytes: 1 << 20,
+            host_peak: 52 << 30,
+            allocations: 12_345,
+            spills: 12,
+            spilled_bytes: 55 << 30,
+            ooms: 1,
+            oom_largest: 2 << 30,
+        };
+        Snapshot {
+            cuda_processes: 1,
+            host_bytes: 1 << 20,
+            host_peak: 52 << 30,
+            ram_limit: 90 << 30,
+            devices: (0..devices).map(device).collect(),
+        }
+    }
+
+    #[test]
+    fn summary_of_one_device() {
+        let names = BTreeMap::from([(0, "NVIDIA H100 80GB HBM3".to_string())]);
+        let expected = "                        peak    final     limit
+GPU 0 VRAM          10.0 GiB      0 B  10.0 GiB
+GPU 0 in host RAM   52.0 GiB  1.0 MiB  90.0 GiB
+GPU 0: 12345 allocations, 12 spilled 55.0 GiB, 1 OOM (max 2.0 GiB)
+GPU 0 is NVIDIA H100 80GB HBM3";
+        assert_eq!(snapshot(1).summary(&names), expected);
+    }
+
+    #[test]
+    fn it_fits_80_columns() {
+        for line in snapshot(16).summary(&BTreeMap::new()).lines() {
+            assert!("greenboost: ".len() + line.len() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn line_now_and_then() {
+        assert_eq!(
+            snapshot(1).line(Duration::from_secs(90)),
+            "1 min 30 s: GPU 0 VRAM 0 B of 10.0 GiB, RAM 1.0 MiB of 90.0 GiB"
+        );
+    }
+}

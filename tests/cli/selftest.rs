@@ -1,0 +1,167 @@
+//! The newcomer's first command, on the embedded simulated driver.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::environment::{GREENBOOST, TestEnv, expect, stderr, stdout};
+use crate::json::records;
+
+#[test]
+fn simulated_passes_and_says_what_that_means() {
+    let env = TestEnv::new();
+    let output = expect(&mut env.greenboost(["selftest", "--simulated"]), 0);
+    let said = stdout(&output);
+    assert_eq!(
+        said.lines().last(),
+        Some("PASSED on the SIMULATED driver: this says nothing about your GPU")
+    );
+    assert_eq!(
+        said.lines().filter(|l| l.starts_with("ok    ")).count(),
+        12,
+        "{said}"
+    );
+    let said = stderr(&output);
+    assert!(
+        said.contains("greenboost: first spill on GPU 0: "),
+        "{said}"
+    );
+    assert!(said.contains("greenboost: GPU 0 in host RAM "), "{said}");
+    for line in said.lines() {
+        assert!(
+            line.starts_with("greenboost: ") && line.len() <= 120,
+            "{line}"
+        );
+    }
+    assert_eq!(fs::read_dir(env.runtime()).unwrap().count(), 0);
+}
+
+/// The self-test's program as an ordinary program, on a small simulated card.
+fn small_card(env: &TestEnv, run: &[&str]) -> Command {
+    let driver = env.simulated_driver();
+    let mut command =
+        env.greenboost([&["run"][..], run, &[GREENBOOST, "selftest-program"]].concat());
+    command
+        .env("LD_LIBRARY_PATH", driver)
+        .env("FAKE_CUDA_VRAM", "24M");
+    command
+}
+
+#[test]
+fn records_of_a_run_that_spills() {
+    let env = TestEnv::new();
+    let output = expect(
+        &mut small_card(&env, &["--vram-limit", "1G", "--json", "records"]),
+        0,
+    );
+    let said = stderr(&output);
+    assert!(
+        said.contains("the VRAM limit 1.0 GiB is more than GPU 0 has: it is "),
+        "{said}"
+    );
+    let records = records(&fs::read_to_string(env.file("records")).unwrap());
+    let one = |kind: &str| -> &Value {
+        let mut found = records.iter().filter(|r| r["type"] == kind);
+        let first = found
+            .next()
+            .unwrap_or_else(|| panic!("no {kind} in {records:#?}"));
+        assert!(found.next().is_none(), "two of {kind}");
+        first
+    };
+    assert_eq!(one("hello")["devices"], 1);
+    assert_eq!(one("device")["total"], 24 << 20);
+    assert!(one("device")["vram_limit"].as_u64().unwrap() <= 24 << 20);
+    assert!(one("first_spill")["host_bytes"].as_u64().unwrap() > 0);
+    assert!(one("oom")["bytes"].as_u64().unwrap() > 1 << 30);
+    let summary = one("summary");
+    assert_eq!(summary["used_cuda"], true);
+    assert_eq!(summary["cuda_processes"], 1);
+    let device = &summary["devices"][0];
+    assert!(device["vram_peak"].as_u64() <= device["vram_limit"].as_u64());
+    assert_eq!(device["ooms"], 1);
+    assert!(device["spills"].as_u64().unwrap() > 0);
+    assert!(records.iter().any(|r| r["type"] == "snapshot"));
+    let times: Vec<_> = records.iter().map(|r| r["t"].as_f64().unwrap()).collect();
+    assert!(times.iter().all(|t| (0.0..600.0).contains(t)), "{times:?}");
+}
+
+#[test]
+fn the_launcher_dies_and_every_byte_stays_right() {
+    let env = TestEnv::new();
+    let mut command = small_card(&env, &["--vram-limit", "16M"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut launcher = command.spawn().unwrap();
+    let mut out = BufReader::new(launcher.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ok    spill") {
+        line.clear();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0, "it ended early");
+    }
+    launcher.kill().unwrap();
+    launcher.wait().unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("ok    every byte"), "{rest}");
+    assert!(!rest.contains("FAIL"), "{rest}");
+}
+
+#[test]
+fn killed_programs_keep_their_figures() {
+    let env = TestEnv::new();
+    let mut command = small_card(&env, &["--vram-limit", "16M", "--json", "records"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut launcher = command.spawn().unwrap();
+    let mut out = BufReader::new(launcher.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ok    spill") {
+        line.clear();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0, "it ended early");
+    }
+    let start = fs::read_to_string(env.file("records")).unwrap();
+    let pid = records(start.lines().next().unwrap())[0]["pid"]
+        .as_i64()
+        .unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(launcher.wait().unwrap().code(), Some(137));
+    let records = records(&fs::read_to_string(env.file("records")).unwrap());
+    let summary = records.last().unwrap();
+    assert_eq!(summary["type"], "summary");
+    assert!(
+        summary["host_bytes"].as_u64().unwrap() > 60 << 20,
+        "what it held when it ended: {summary}"
+    );
+}
+
+#[test]
+fn no_gpu_and_too_little_ram() {
+    let env = TestEnv::new();
+    // Nothing but the launcher: no driver at all.
+    let output = expect(
+        &mut env.greenboost(["run", GREENBOOST, "selftest-program"]),
+        3,
+    );
+    assert!(
+        stdout(&output).starts_with("none  no usable GPU: "),
+        "{}",
+        stdout(&output)
+    );
+
+    // Without --simulated, but with a driver that cannot be loaded: the simulated one steps in.
+    fs::write(env.file("libcuda.so.1"), "broken").unwrap();
+    let mut command = env.greenboost(["selftest", "--json"]);
+    command.env("LD_LIBRARY_PATH", env.file(""));
+    let output = expect(command.env("GREENBOOST_RAM_LIMIT", "2M"), 1);
+    let said = stderr(&output);
+    assert!(
+        said.contains("using the simulated driver instead"),
+        "{said}"
+    );
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["passed"], false);
+    assert_eq!(document["simulated"], true);
+    let checks = document["checks"].as_array().unwrap();
+    assert_eq!(checks.last().unwrap()["ok"], false);
+}

@@ -1,0 +1,106 @@
+//! What the environment asks for, read once at first use.
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use greenboost_abi::CUresult;
+
+/// Devices that can be simulated in one process.
+pub(crate) const MAX_DEVICES: usize = 16;
+
+pub(crate) struct Config {
+    pub devices: usize,
+    pub vram: u64,
+    pub taken: u64,
+    pub host: Option<u64>,
+    pub driver: u32,
+    pub host_numa: bool,
+    pub failures: Vec<Failure>,
+    pub report: Option<PathBuf>,
+    pub trace: Option<PathBuf>,
+    pub leaks: bool,
+    pub link: Option<f64>,
+    pub shared: Option<PathBuf>,
+}
+
+/// One rule of `FAKE_CUDA_FAIL`: the n-th call (and, if `later`, all after it) returns `result`.
+pub(crate) struct Failure {
+    name: String,
+    nth: u64,
+    later: bool,
+    result: CUresult,
+    calls: AtomicU64,
+}
+
+impl Failure {
+    fn parse(text: &str) -> Option<Failure> {
+        let mut parts = text.trim().split(':');
+        let name = parts.next()?.to_owned();
+        let when = parts.next()?;
+        let result = parts.next()?.parse().ok()?;
+        let (when, later) = match when.strip_suffix('+') {
+            Some(when) => (when, true),
+            None => (when, false),
+        };
+        let nth = when.parse().ok()?;
+        Some(Failure {
+            name,
+            nth,
+            later,
+            result,
+            calls: AtomicU64::new(0),
+        })
+    }
+
+    /// Counts this call if the rule is about it, and says what it must return.
+    pub(crate) fn strike(&self, exported: &str, asked: &str) -> Option<CUresult> {
+        if self.name != exported && self.name != asked {
+            return None;
+        }
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        (call == self.nth || (self.later && call > self.nth)).then_some(self.result)
+    }
+}
+
+fn size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (digits, shift) = match text.bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+fn read() -> Config {
+    let text = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let bytes = |name: &str| text(name).and_then(|v| size(&v));
+    let path = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let number = |name: &str| text(name).and_then(|v| v.trim().parse::<u64>().ok());
+    Config {
+        devices: number("FAKE_CUDA_DEVICES").map_or(1, |n| (n as usize).min(MAX_DEVICES)),
+        vram: bytes("FAKE_CUDA_VRAM").unwrap_or(1 << 30),
+        taken: bytes("FAKE_CUDA_VRAM_TAKEN").unwrap_or(0),
+        host: bytes("FAKE_CUDA_HOST"),
+        driver: number("FAKE_CUDA_DRIVER").map_or(13000, |n| n as u32),
+        host_numa: number("FAKE_CUDA_NO_HOST_NUMA") != Some(1),
+        failures: text("FAKE_CUDA_FAIL")
+            .map(|v| v.split(',').filter_map(Failure::parse).collect())
+            .unwrap_or_default(),
+        report: path("FAKE_CUDA_REPORT"),
+        trace: path("FAKE_CUDA_TRACE"),
+        leaks: number("FAKE_CUDA_LEAKS") == Some(1),
+        link: bytes("FAKE_CUDA_LINK").filter(|n| *n > 0).map(|n| n as f64),
+        shared: path("FAKE_CUDA_SHARED"),
+    }
+}
+
+pub(crate) fn config() -> &'static Config {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    CONFIG.get_or_init(read)
+}

@@ -1,0 +1,181 @@
+//! NVML: the same devices, seen from outside.
+use core::ffi::{c_char, c_int, c_uint};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use greenboost_abi::{
+    NVML_ERROR_ARGUMENT_VERSION_MISMATCH, NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_UNINITIALIZED,
+    nvmlMemory_t, nvmlMemory_v2, nvmlMemory_v2_t, nvmlReturn_t,
+};
+
+use crate::abi::{Out, Text, put_text};
+use crate::config::config;
+use crate::gate::trace;
+use crate::{device, phys};
+
+const NOT_FOUND: nvmlReturn_t = 6;
+const INSUFFICIENT_SIZE: nvmlReturn_t = 7;
+const UNKNOWN: nvmlReturn_t = 999;
+
+/// Devices are handed out as this plus their number.
+const HANDLE: usize = 0x6e76_6d00;
+
+static USERS: AtomicU32 = AtomicU32::new(0);
+
+type Answer<T = ()> = Result<T, nvmlReturn_t>;
+
+fn enter(name: &'static str, open: bool, call: impl FnOnce() -> Answer) -> nvmlReturn_t {
+    let run = || {
+        for rule in &config().failures {
+            match rule.strike(name, name) {
+                None | Some(0) => {}
+                Some(code) => return Err(code),
+            }
+        }
+        if open && USERS.load(Ordering::Relaxed) == 0 {
+            return Err(NVML_ERROR_UNINITIALIZED);
+        }
+        call()
+    };
+    let result = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(code)) => code,
+        Err(_) => UNKNOWN,
+    };
+    trace(name, result);
+    result
+}
+
+/// `name open (arguments) { body }`: `open` functions need `nvmlInit` first.
+macro_rules! nvml {
+    ($($name:ident $open:literal ($($arg:ident : $ty:ty),*) $body:block)*) => {
+        $(#[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> nvmlReturn_t {
+            enter(stringify!($name), $open, move || -> Answer { $body })
+        })*
+    };
+}
+
+fn init() -> Answer {
+    phys::open_shared();
+    USERS.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+fn arg<T>(result: Result<T, i32>) -> Answer<T> {
+    result.map_err(|_| NVML_ERROR_INVALID_ARGUMENT)
+}
+
+fn check(handle: usize) -> Answer<usize> {
+    handle
+        .checked_sub(HANDLE)
+        .filter(|d| *d < config().devices)
+        .ok_or(NVML_ERROR_INVALID_ARGUMENT)
+}
+
+fn by_index(index: c_uint, out: Out<usize>) -> Answer {
+    if index as usize >= config().devices {
+        return Err(NVML_ERROR_INVALID_ARGUMENT);
+    }
+    arg(out.set(HANDLE + index as usize))
+}
+
+fn uuid(device: usize) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let id = device::uuid(device);
+    let parts = [&id[..4], &id[4..6], &id[6..8], &id[8..10], &id[10..]].map(hex);
+    format!("GPU-{}", parts.join("-"))
+}
+
+fn text(to: Out<c_char>, room: c_uint, text: &str) -> Answer {
+    if to.is_null() {
+        return Err(NVML_ERROR_INVALID_ARGUMENT);
+    }
+    if (room as usize) <= text.len() {
+        return Err(INSUFFICIENT_SIZE);
+    }
+    arg(put_text(to, room as usize, text))
+}
+
+fn memory(handle: usize) -> Answer<nvmlMemory_t> {
+    let device = check(handle)?;
+    let (total, free) = (config().vram, phys::free(device));
+    Ok(nvmlMemory_t {
+        total,
+        free,
+        used: total - free,
+    })
+}
+
+fn pci(text: Text, out: Out<usize>) -> Answer {
+    let device = device::by_bus_id(arg(text.get())?).ok_or(NOT_FOUND)?;
+    arg(out.set(HANDLE + device))
+}
+
+fn cuda_version(out: Out<c_int>) -> Answer {
+    arg(out.set(config().driver as c_int))
+}
+
+nvml! {
+    nvmlInit false () { init() }
+    nvmlInit_v2 false () { init() }
+    nvmlInitWithFlags false (flags: c_uint) {
+        let _ = flags;
+        init()
+    }
+    nvmlShutdown true () {
+        USERS.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+    nvmlDeviceGetCount true (count: Out<c_uint>) { arg(count.set(config().devices as c_uint)) }
+    nvmlDeviceGetCount_v2 true (count: Out<c_uint>) { arg(count.set(config().devices as c_uint)) }
+    nvmlDeviceGetHandleByIndex true (index: c_uint, out: Out<usize>) { by_index(index, out) }
+    nvmlDeviceGetHandleByIndex_v2 true (index: c_uint, out: Out<usize>) { by_index(index, out) }
+    nvmlDeviceGetHandleByUUID true (id: Text, out: Out<usize>) {
+        let id = arg(id.get())?;
+        let device = (0..config().devices).find(|d| uuid(*d) == id).ok_or(NOT_FOUND)?;
+        arg(out.set(HANDLE + device))
+    }
+    nvmlDeviceGetHandleByPciBusId true (id: Text, out: Out<usize>) { pci(id, out) }
+    nvmlDeviceGetHandleByPciBusId_v2 true (id: Text, out: Out<usize>) { pci(id, out) }
+    nvmlDeviceGetIndex true (handle: usize, index: Out<c_uint>) { arg(index.set(check(handle)? as c_uint)) }
+    nvmlDeviceGetMinorNumber true (handle: usize, minor: Out<c_uint>) { arg(minor.set(check(handle)? as c_uint)) }
+    nvmlDeviceGetUUID true (handle: usize, to: Out<c_char>, room: c_uint) { text(to, room, &uuid(check(handle)?)) }
+    nvmlDeviceGetName true (handle: usize, to: Out<c_char>, room: c_uint) {
+        check(handle)?;
+        text(to, room, device::NAME)
+    }
+    nvmlDeviceGetMemoryInfo true (handle: usize, out: Out<nvmlMemory_t>) {
+        let now = memory(handle)?;
+        arg(out.set(now))
+    }
+    nvmlDeviceGetMemoryInfo_v2 true (handle: usize, out: Out<nvmlMemory_v2_t>) {
+        let now = memory(handle)?;
+        if arg(out.get())?.version != nvmlMemory_v2 {
+            return Err(NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+        }
+        let nvmlMemory_t { total, free, used } = now;
+        arg(out.set(nvmlMemory_v2_t { version: nvmlMemory_v2, total, reserved: 0, free, used }))
+    }
+    nvmlSystemGetDriverVersion true (to: Out<c_char>, room: c_uint) {
+        let major = config().driver / 1000;
+        text(to, room, match major { 13.. => "580.00.00", 12 => "535.00.00", _ => "470.00.00" })
+    }
+    nvmlSystemGetCudaDriverVersion false (out: Out<c_int>) { cuda_version(out) }
+    nvmlSystemGetCudaDriverVersion_v2 false (out: Out<c_int>) { cuda_version(out) }
+}
+
+/// The one function that answers with text.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlErrorString(code: nvmlReturn_t) -> *const c_char {
+    let text: &core::ffi::CStr = match code {
+        0 => c"Success",
+        1 => c"Uninitialized",
+        2 => c"Invalid Argument",
+        6 => c"Not Found",
+        7 => c"Insufficient Size",
+        25 => c"Argument version mismatch",
+        _ => c"Unknown Error",
+    };
+    text.as_ptr()
+}

@@ -1,0 +1,145 @@
+//! Errors of the driver at every call: the program gets a clean error or none, its bytes are right, nothing leaks.
+
+use std::panic::catch_unwind;
+use std::sync::{Mutex, OnceLock};
+
+use greenboost_wire::record::Kind;
+
+use crate::harness::{MIB, run};
+
+/// What the shim may call on the way of an allocation, a free or a query.
+const CALLS: [&str; 16] = [
+    "cuMemCreate",
+    "cuMemAddressReserve",
+    "cuMemMap",
+    "cuMemSetAccess",
+    "cuMemAlloc_v2",
+    "cuMemUnmap",
+    "cuMemRelease",
+    "cuMemAddressFree",
+    "cuMemFree_v2",
+    "cuCtxSynchronize",
+    "cuDeviceGetAttribute",
+    "cuMemGetInfo_v2",
+    "cuDeviceTotalMem_v2",
+    "cuCtxGetDevice",
+    "cuCtxGetCurrent",
+    "cuPointerGetAttribute",
+];
+
+/// Runs the victim with a rule of `FAKE_CUDA_FAIL` and demands that it ends well. Returns how many pieces of 2 MiB it
+/// got in the end, and whether the shim said that it works less well.
+fn pieces(rule: &str) -> (u64, bool) {
+    let mut r = run("inject", &[])
+        .vram(8)
+        .ram(32)
+        .env("FAKE_CUDA_FAIL", rule)
+        .may_degrade();
+    // Memory that cannot be unmapped can never be used again.
+    if rule.starts_with("cuMemUnmap:") {
+        r = r.may_be_wounded();
+    }
+    let job = r.job();
+    let mut live = r.start_in(&job);
+    live.until("freed");
+    let (vram, host) = job.held();
+    live.tell("end");
+    let mut outcome = live.wait();
+    outcome.records = job.records();
+    r.judge_records(&outcome);
+    job.demand_sane_and_empty();
+    assert!(
+        vram <= 8 * MIB && host <= 32 * MIB,
+        "{rule}: {vram} and {host} held"
+    );
+    let degraded = outcome.said(Kind::Degraded) + outcome.said(Kind::Wounded) > 0;
+    (outcome.notes("pieces")[0].parse().unwrap(), degraded)
+}
+
+/// Fails the n-th call (or, with `later`, that and all after it) of one function: nothing of the budget may be lost.
+fn fails(function: &str, nth: u64, later: bool, code: i32) {
+    static UNHURT: OnceLock<u64> = OnceLock::new();
+    let unhurt = *UNHURT.get_or_init(|| pieces("").0);
+    assert!(unhurt >= 19, "only {unhurt} pieces in 40 MiB");
+    let rule = format!("{function}:{nth}{}:{code}", if later { "+" } else { "" });
+    let (got, degraded) = pieces(&rule);
+    // Memory that the driver does not take back is lost, and is not counted as free.
+    let lost = function == "cuMemRelease" && got + 1 == unhurt;
+    assert!(
+        got == unhurt || later || degraded || lost,
+        "{rule}: {got} pieces in the end, {unhurt} without a failure"
+    );
+}
+
+/// Runs all cases, a few at a time, and lists every one that fails.
+fn all(cases: Vec<(&'static str, u64, bool, i32)>) {
+    let cases = Mutex::new(cases);
+    let bad = Mutex::new(Vec::new());
+    let width = std::thread::available_parallelism().map_or(2, |n| n.get());
+    std::thread::scope(|s| {
+        for _ in 0..width {
+            s.spawn(|| {
+                loop {
+                    let next = cases.lock().unwrap().pop();
+                    let Some((function, nth, later, code)) = next else {
+                        break;
+                    };
+                    let outcome = catch_unwind(|| fails(function, nth, later, code));
+                    if let Err(panic) = outcome {
+                        bad.lock().unwrap().push(reason(panic));
+                    }
+                }
+            });
+        }
+    });
+    let bad = bad.into_inner().unwrap();
+    assert!(
+        bad.is_empty(),
+        "{} cases fail:\n{}",
+        bad.len(),
+        bad.join("\n\n")
+    );
+}
+
+/// What a panic said.
+pub fn reason(panic: Box<dyn std::any::Any + Send>) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
+        .unwrap_or_default()
+}
+
+/// Out of memory at the n-th call of everything on the path of an allocation.
+#[test]
+fn nth_call_out_of_memory() {
+    let on_the_path = [
+        "cuMemCreate",
+        "cuMemAlloc_v2",
+        "cuMemAddressReserve",
+        "cuMemMap",
+        "cuMemSetAccess",
+    ];
+    all(on_the_path
+        .into_iter()
+        .flat_map(|f| (1..=12).map(move |n| (f, n, false, 2)))
+        .collect());
+}
+
+/// From the n-th call on, there is no more: what was had before stays, the program gets out of memory, frees, ends.
+#[test]
+fn no_more_from_the_nth_call_on() {
+    all(["cuMemCreate", "cuMemAlloc_v2", "cuMemAddressReserve"]
+        .into_iter()
+        .flat_map(|f| [1, 2, 3, 4, 5, 7, 9, 12, 20].map(move |n| (f, n, true, 2)))
+        .collect());
+}
+
+/// Any other error, of every function that the shim calls.
+#[test]
+fn nth_call_fails() {
+    all(CALLS
+        .into_iter()
+        .flat_map(|f| [1, 2, 3, 5, 8].map(move |n| (f, n, false, 999)))
+        .collect());
+}

@@ -1,0 +1,16 @@
+//! The shim under programs that try it: every test runs small programs (`tests/victims`) on the simulated driver, with
+//! the shim preloaded and, mostly, without it, and compares what they print.
+//!
+//! After each run the simulated driver must have seen no misuse, stderr must be empty, and the ledger must be sane:
+//! never above a limit, and nothing held when the process is gone. Test names carry the number of the line of PITFALLS
+//! that they cover.
+
+mod exports;
+mod harness;
+mod inject;
+mod interception;
+mod life;
+mod limits;
+mod memory;
+mod order;
+mod random;
