@@ -181,9 +181,12 @@ hooks! {
         => pointer::attributes;
 
     // The program's own virtual memory: counted while a handle or a mapping holds it
-    /// Counted.
+    /// Made on the host when VRAM has no room; counted.
     fn cuMemCreate(out: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: c_ulonglong)
         => vmm::create;
+    /// Answers for spilled memory with what the program asked for.
+    fn cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle)
+        => vmm::properties;
     /// Counted until the last mapping goes.
     fn cuMemRelease(handle: CUmemGenericAllocationHandle) => vmm::release;
     /// Remembers what is mapped where.

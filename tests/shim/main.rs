@@ -13,4 +13,5 @@ mod life;
 mod limits;
 mod memory;
 mod order;
+mod own_memory;
 mod random;

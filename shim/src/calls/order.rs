@@ -10,6 +10,7 @@ use std::ffi::{c_uchar, c_uint, c_ushort};
 
 use greenboost_abi::*;
 
+use super::vmm;
 use crate::driver::{self, raw};
 use crate::hooks::real;
 use crate::process;
@@ -23,14 +24,16 @@ type Operand = (CUdeviceptr, u64);
 fn deferred(operands: &[Operand]) -> bool {
     process::job().is_some()
         && !drain::capturing()
-        && operands
-            .iter()
-            .any(|(address, bytes)| map::on_host(*address, *bytes))
+        && operands.iter().any(|(address, bytes)| {
+            map::on_host(*address, *bytes) || vmm::on_host(*address, *bytes)
+        })
         && operands.iter().all(|(address, _)| is_device(*address))
 }
 
 fn is_device(address: CUdeviceptr) -> bool {
-    map::find(address).is_some() || driver::memory_type(address) == Ok(CU_MEMORYTYPE_DEVICE)
+    map::find(address).is_some()
+        || vmm::spilled_from(address).is_some()
+        || driver::memory_type(address) == Ok(CU_MEMORYTYPE_DEVICE)
 }
 
 /// Extent of a 2D operation, bytes.

@@ -4,6 +4,7 @@ use std::ffi::{c_uint, c_void};
 
 use greenboost_abi::*;
 
+use super::vmm;
 use crate::hooks::real;
 use crate::tier::map::{self, Place};
 use crate::{driver, process};
@@ -14,6 +15,8 @@ enum Owner {
     Shim(Place),
     /// Behind one, where the driver sees memory and the program has none.
     Nobody,
+    /// Memory that the program made and mapped itself, on this device for all it knows, and that is on the host.
+    Program(CUdevice),
     /// Anything else: the driver answers.
     Driver,
 }
@@ -25,7 +28,7 @@ fn owner(address: CUdeviceptr) -> Owner {
     match map::find(address) {
         Some(place) => Owner::Shim(place),
         None if map::in_padding(address) => Owner::Nobody,
-        None => Owner::Driver,
+        None => vmm::spilled_from(address).map_or(Owner::Driver, Owner::Program),
     }
 }
 
@@ -47,7 +50,7 @@ pub unsafe fn address_range(
         let known = driver::current_context().is_ok_and(|c| !c.is_null());
         match owner(address) {
             Owner::Shim(_) if !known => real::cuMemGetAddressRange_v2(base, size, address),
-            Owner::Driver => real::cuMemGetAddressRange_v2(base, size, address),
+            Owner::Driver | Owner::Program(_) => real::cuMemGetAddressRange_v2(base, size, address),
             Owner::Nobody => real::cuMemGetAddressRange_v2(base, size, NOWHERE),
             Owner::Shim(place) => {
                 if !base.is_null() {
@@ -106,6 +109,21 @@ unsafe fn answer(
     CUDA_SUCCESS
 }
 
+/// Corrects what the driver says of host memory that the program takes for a device's.
+///
+/// # Safety
+/// `out` has room for the attribute.
+unsafe fn as_device(out: *mut c_void, attribute: CUpointer_attribute, device: CUdevice) {
+    // SAFETY: the types of the attributes; the caller's promise.
+    unsafe {
+        match attribute {
+            CU_POINTER_ATTRIBUTE_MEMORY_TYPE => out.cast::<c_uint>().write(CU_MEMORYTYPE_DEVICE),
+            CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL => out.cast::<CUdevice>().write(device),
+            _ => {}
+        }
+    }
+}
+
 /// Replaces `CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr ptr)`.
 ///
 /// # Safety
@@ -120,6 +138,13 @@ pub unsafe fn attribute(
         match owner(address) {
             Owner::Shim(place) if !out.is_null() => answer(out, attribute, address, place),
             Owner::Nobody => real::cuPointerGetAttribute(out, attribute, NOWHERE),
+            Owner::Program(device) if !out.is_null() => {
+                let result = real::cuPointerGetAttribute(out, attribute, address);
+                if result == CUDA_SUCCESS {
+                    as_device(out, attribute, device);
+                }
+                result
+            }
             _ => real::cuPointerGetAttribute(out, attribute, address),
         }
     }
@@ -158,6 +183,7 @@ pub unsafe fn attributes(
                 Owner::Shim(place) => {
                     let _ = answer(out, attribute, address, place);
                 }
+                Owner::Program(device) => as_device(out, attribute, device),
                 // For what it does not know, the driver says that it is a host address.
                 Owner::Nobody if attribute == CU_POINTER_ATTRIBUTE_HOST_POINTER => {
                     out.cast::<CUdeviceptr>().write(address);

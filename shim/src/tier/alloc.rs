@@ -20,7 +20,6 @@ use crate::{driver, telemetry};
 /// `CUDA_ERROR_OUT_OF_MEMORY` when no tier has room; the driver's own error otherwise.
 pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driver::Result<u64> {
     free::settle();
-    let entry = device.entry(job);
     let made = match device.vram {
         Some(_) if bytes >= GRAIN => range(job, device, bytes).map(|range| {
             let host = range.bytes(Tier::Host);
@@ -28,7 +27,7 @@ pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driv
         }),
         _ => match plain(job, device, context, bytes)? {
             Ok(address) => {
-                entry.allocations.fetch_add(1, SeqCst);
+                count(job, device, bytes, 0);
                 return Ok(address);
             }
             Err(short) if device.vram.is_none() || !device.can_spill(job) => Err(short),
@@ -47,18 +46,21 @@ pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driv
                 context,
                 backing,
             });
-            entry.allocations.fetch_add(1, SeqCst);
-            if host > 0 {
-                entry.spilled_bytes.fetch_add(host, SeqCst);
-                if entry.spills.fetch_add(1, SeqCst) == 0 {
-                    telemetry::say(Kind::FirstSpill, Some(device.index), [host, bytes, 0], "");
-                }
-            }
+            count(job, device, bytes, host);
             Ok(base)
         }
-        Err(why) => {
-            out_of_memory(job, device, bytes, why);
-            Err(CUDA_ERROR_OUT_OF_MEMORY)
+        Err(why) => Err(out_of_memory(job, device, bytes, why)),
+    }
+}
+
+/// Counts an allocation of which `host` bytes are outside VRAM; the first of those is told to the launcher.
+pub fn count(job: &Job, device: &Device, bytes: u64, host: u64) {
+    let entry = device.entry(job);
+    entry.allocations.fetch_add(1, SeqCst);
+    if host > 0 {
+        entry.spilled_bytes.fetch_add(host, SeqCst);
+        if entry.spills.fetch_add(1, SeqCst) == 0 {
+            telemetry::say(Kind::FirstSpill, Some(device.index), [host, bytes, 0], "");
         }
     }
 }
@@ -156,14 +158,14 @@ fn plain(
     unreachable!("the second attempt returns")
 }
 
-/// Tells the launcher; a program that asks in a loop is not repeated for ever.
-fn out_of_memory(job: &Job, device: &Device, bytes: u64, why: Shortage) {
+/// Counts it and tells the launcher (a program that asks in a loop is not repeated for ever); what the program gets.
+pub fn out_of_memory(job: &Job, device: &Device, bytes: u64, why: Shortage) -> CUresult {
     static SAID: AtomicU32 = AtomicU32::new(0);
     let entry = device.entry(job);
     entry.ooms.fetch_add(1, SeqCst);
     entry.oom_largest.fetch_max(bytes, SeqCst);
     if SAID.fetch_add(1, Relaxed) >= 100 {
-        return;
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
     let reason = match why {
         Shortage::Budget if device.can_spill(job) => "the VRAM and RAM limits",
@@ -178,4 +180,5 @@ fn out_of_memory(job: &Job, device: &Device, bytes: u64, why: Shortage) {
         [bytes, host, 0],
         reason,
     );
+    CUDA_ERROR_OUT_OF_MEMORY
 }

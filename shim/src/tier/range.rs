@@ -1,5 +1,6 @@
 //! A range: reserved virtual memory, backed throughout by chunks. The address never changes while the range lives.
 
+use greenboost_abi::{CUDA_SUCCESS, CUresult};
 use greenboost_wire::ledger::Tier;
 use greenboost_wire::ram::Ram;
 
@@ -169,13 +170,21 @@ pub fn make_room(job: &Job, device: &Device, tier: Tier) -> bool {
     spare::trim(job, device, tier)
 }
 
+/// Reserves bytes of a tier; what is kept for reuse is given up first if need be.
+pub fn reserve(job: &Job, device: &Device, tier: Tier, bytes: u64) -> Result<(), Shortage> {
+    let fits = || job.place.reserve(tier, device.index, bytes).is_ok();
+    if fits() || (make_room(job, device, tier) && fits()) {
+        return Ok(());
+    }
+    Err(Shortage::Budget)
+}
+
 fn make(size: u64, location: Location) -> Result<u64, Shortage> {
     driver::create(size as usize, location).map_err(|_| Shortage::Driver)
 }
 
-/// One piece of host memory, from the nearest node that has it.
+/// One piece of host memory, from the nearest node that has it. It is reserved in the ledger already.
 fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
-    // The reservation of this piece is in the ledger already.
     let pinned = job.place.ledger().used_host().saturating_sub(size);
     budget::check(Ram::now(), size, pinned).map_err(Shortage::Ram)?;
     device
@@ -183,6 +192,27 @@ fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
         .iter()
         .find_map(|node| driver::create(size as usize, Location::HostNuma(*node)).ok())
         .ok_or(Shortage::Driver)
+}
+
+/// Host memory in one piece of the program's own size, made by `make` on the nearest node that has it.
+pub fn host_memory(
+    job: &Job,
+    device: &Device,
+    size: u64,
+    make: impl Fn(i32) -> CUresult,
+) -> Result<(), Shortage> {
+    reserve(job, device, Tier::Host, size)?;
+    let pinned = job.place.ledger().used_host().saturating_sub(size);
+    let result = budget::check(Ram::now(), size, pinned)
+        .map_err(Shortage::Ram)
+        .and_then(|()| {
+            let made = device.nodes.iter().any(|node| make(*node) == CUDA_SUCCESS);
+            made.then_some(()).ok_or(Shortage::Driver)
+        });
+    if result.is_err() {
+        job.place.release(Tier::Host, device.index, size);
+    }
+    result
 }
 
 /// Virtual memory with its backing.

@@ -52,6 +52,7 @@ macro_rules! driver_functions {
             cuMemFreeAsync(pointer: CUdeviceptr, stream: CUstream);
             cuMemCreate(handle: *mut CUmemGenericAllocationHandle, bytes: usize, prop: *const CUmemAllocationProp, flags: u64);
             cuMemRelease(handle: CUmemGenericAllocationHandle);
+            cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle);
             cuMemRetainAllocationHandle(handle: *mut CUmemGenericAllocationHandle, pointer: *mut c_void);
             cuMemAddressReserve(pointer: *mut CUdeviceptr, bytes: usize, alignment: usize, wanted: CUdeviceptr, flags: u64);
             cuMemAddressFree(pointer: CUdeviceptr, bytes: usize);
