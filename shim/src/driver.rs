@@ -3,7 +3,7 @@
 //! Functions that the program's calls are intercepted at are reached through [`crate::hooks::real`]; the table below
 //! holds those that the shim only uses.
 
-use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 use greenboost_abi::*;
@@ -75,6 +75,10 @@ uses! {
     fn cuCtxPushCurrent_v2(context: CUcontext);
     fn cuCtxPopCurrent_v2(context: *mut CUcontext);
     fn cuCtxSynchronize();
+    fn cuThreadExchangeStreamCaptureMode(mode: *mut c_int);
+    fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint);
+    fn cuMemHostUnregister(address: *mut c_void);
+    fn cuMemHostGetDevicePointer_v2(out: *mut CUdeviceptr, address: *mut c_void, flags: c_uint);
     fn cuMemAddressReserve(address: *mut CUdeviceptr, size: usize, align: usize, wish: CUdeviceptr, flags: c_ulonglong);
     fn cuMemAddressFree(address: CUdeviceptr, size: usize);
     fn cuMemSetAccess(address: CUdeviceptr, size: usize, access: *const CUmemAccessDesc, count: usize);
@@ -327,6 +331,55 @@ pub unsafe fn set_access(
         .collect();
     // SAFETY: the caller's promise; the driver reads `access.len()` descriptors.
     check(unsafe { raw::cuMemSetAccess(address, size, access.as_ptr(), access.len()) })
+}
+
+/// While it lives, calls of this thread are not held against a capture that is open elsewhere.
+pub struct Relaxed(Option<c_int>);
+
+impl Relaxed {
+    /// Exchanges the thread's capture mode.
+    pub fn enter() -> Relaxed {
+        let mut mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: exchanges one int.
+        let done = unsafe { raw::cuThreadExchangeStreamCaptureMode(&mut mode) };
+        Relaxed((done == CUDA_SUCCESS).then_some(mode))
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        if let Some(mode) = &mut self.0 {
+            // SAFETY: gives back the mode that was there.
+            unsafe { raw::cuThreadExchangeStreamCaptureMode(mode) };
+        }
+    }
+}
+
+/// Pins memory and maps it for all contexts.
+///
+/// # Safety
+/// The memory stays mapped until [`host_unregister`].
+pub unsafe fn host_register(address: u64, bytes: usize) -> Result<()> {
+    let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+    // SAFETY: the caller's promise.
+    check(unsafe { raw::cuMemHostRegister_v2(address as *mut c_void, bytes, flags) })
+}
+
+/// Undoes [`host_register`].
+///
+/// # Safety
+/// No work that could touch the memory is in flight.
+pub unsafe fn host_unregister(address: u64) -> Result<()> {
+    // SAFETY: the caller's promise.
+    check(unsafe { raw::cuMemHostUnregister(address as *mut c_void) })
+}
+
+/// Where the GPU sees registered memory.
+pub fn device_address(address: u64) -> Result<CUdeviceptr> {
+    let mut out = 0;
+    // SAFETY: writes one address.
+    check(unsafe { raw::cuMemHostGetDevicePointer_v2(&mut out, address as *mut c_void, 0) })?;
+    Ok(out)
 }
 
 /// The driver's own allocation.

@@ -344,6 +344,19 @@ def bigfill_limit(r, cudart):
     return fill_figures(run, f"{limit}G")
 
 
+def bigfill_pinned(r):
+    """The backend for drivers that map no host memory into ranges: registered memory, whole allocations."""
+    r.card()
+    limit, total = (2, 6) if r.quick else (4, 20)
+    if total - limit + 1 > r.host_room() / GIB:
+        raise Skip("not enough host RAM")
+    run = r.boosted("bigfill pinned backend", [bigfill_program(r, "static"), "--total", str(total), "--seed", "9"],
+                    ["--vram-limit", f"{limit}G"], 100, {"GREENBOOST_BACKEND": "pinned"})
+    r.must(run)
+    r.must_spill(run)
+    return fill_figures(run, f"{limit}G")
+
+
 def stream(r):
     """A plain streaming kernel over spilled memory, against the DMA rate of the same run."""
     r.card()
@@ -705,6 +718,7 @@ CHECKS = {
     "bigfill": bigfill_card,
     "bigfill_static": lambda r: bigfill_limit(r, "static"),
     "bigfill_shared": lambda r: bigfill_limit(r, "shared"),
+    "bigfill_pinned": bigfill_pinned,
     "torch_generate": torch_generate,
     "torch_adamw": torch_adamw,
     "cupy_small": cupy_small,

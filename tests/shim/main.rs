@@ -14,4 +14,5 @@ mod limits;
 mod memory;
 mod order;
 mod own_memory;
+mod pinned;
 mod random;

@@ -4,7 +4,7 @@ use greenboost_abi::*;
 use greenboost_wire::ledger::{Ledger, Report, Tier, VramLimit};
 
 use crate::hooks::real;
-use crate::tier::device;
+use crate::tier::device::{self, Host};
 use crate::{driver, process};
 
 /// What the program is told, bytes.
@@ -59,7 +59,7 @@ fn story(ledger: &Ledger, index: usize, free: u64) -> Story {
     let entry = ledger.device(index);
     let mine = device::all().find(|d| d.index == index);
     // Before the first allocation it is not known whether spilling works here; it is assumed.
-    let spills = settings.spill && mine.is_none_or(|d| !d.nodes.is_empty());
+    let spills = settings.spill && mine.is_none_or(|d| d.host != Host::Nowhere);
     let facts = Facts {
         physical: entry.total(),
         free,

@@ -9,6 +9,7 @@ use greenboost_wire::record::Kind;
 use super::chunk::GRAIN;
 use super::device::Device;
 use super::map::{self, Allocation, Backing, Counted, Handle};
+use super::pinned::Pinned;
 use super::range::{Parts, Range, Shortage, make_room};
 use super::{free, placement, small};
 use crate::process::Job;
@@ -20,22 +21,20 @@ use crate::{driver, telemetry};
 /// `CUDA_ERROR_OUT_OF_MEMORY` when no tier has room; the driver's own error otherwise.
 pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driver::Result<u64> {
     free::settle();
-    let made = match device.vram {
-        Some(_) if bytes >= GRAIN => range(job, device, bytes).map(|range| {
+    let made = if bytes >= GRAIN && device.has_ranges() {
+        range(job, device, bytes).map(|range| {
             let host = range.bytes(Tier::Host);
             (range.base, host, Backing::Range(range))
-        }),
-        _ => match plain(job, device, context, bytes)? {
+        })
+    } else {
+        match plain(job, device, context, bytes)? {
             Ok(address) => {
                 count(job, device, bytes, 0);
                 return Ok(address);
             }
-            Err(short) if device.vram.is_none() || !device.can_spill(job) => Err(short),
-            Err(_) => device
-                .slabs
-                .alloc(job, device, bytes)
-                .map(|address| (address, small::rounded(bytes), Backing::Piece)),
-        },
+            Err(short) if !device.can_spill(job) => Err(short),
+            Err(_) => spilled(job, device, bytes),
+        }
     };
     match made {
         Ok((base, host, backing)) => {
@@ -51,6 +50,19 @@ pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driv
         }
         Err(why) => Err(out_of_memory(job, device, bytes, why)),
     }
+}
+
+/// A whole allocation in host memory: its address, its bytes there, what holds them.
+fn spilled(job: &Job, device: &Device, bytes: u64) -> Result<(u64, u64, Backing), Shortage> {
+    if bytes < GRAIN {
+        let address = device.slabs.alloc(job, device, bytes)?;
+        return Ok((address, small::rounded(bytes), Backing::Piece));
+    }
+    let span = bytes
+        .checked_next_multiple_of(GRAIN)
+        .ok_or(Shortage::Budget)?;
+    let pinned = Pinned::new(job, device, span)?;
+    Ok((pinned.base, span, Backing::Pinned(pinned)))
 }
 
 /// Counts an allocation of which `host` bytes are outside VRAM; the first of those is told to the launcher.

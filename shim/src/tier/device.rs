@@ -4,13 +4,14 @@ use std::ffi::c_int;
 use std::sync::{Mutex, Once, OnceLock};
 
 use greenboost_abi::*;
+use greenboost_wire::BACKEND_ENV;
 use greenboost_wire::ledger::{self, DeviceFacts, Ledger, Tier, VramLimit};
 use greenboost_wire::record::Kind;
 
 use super::chunk::GRAIN;
-use super::placement;
 use super::small::Slabs;
 use super::spare::Spare;
+use super::{pinned, placement};
 use crate::driver::{self, Location};
 use crate::process::Job;
 use crate::telemetry;
@@ -23,14 +24,25 @@ pub struct Device {
     pub index: usize,
     /// How device memory is made; `None` when virtual memory management does not work here.
     pub vram: Option<Location>,
-    /// Host NUMA nodes whose memory the device can map, nearest first. Empty: nothing can spill.
-    pub nodes: Vec<c_int>,
+    /// How host memory is made.
+    pub host: Host,
     /// Freed backing, kept for reuse.
     pub spare: Spare,
     /// Small allocations on the host.
     pub slabs: Slabs,
     /// Devices that the program let access this one's memory.
     pub peers: Mutex<Vec<CUdevice>>,
+}
+
+/// How host memory is made for a device.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Host {
+    /// As chunks of ranges, on these NUMA nodes, nearest first.
+    Nodes(Vec<c_int>),
+    /// As registered memory, a whole allocation at a time.
+    Pinned,
+    /// Not at all: nothing can spill.
+    Nowhere,
 }
 
 /// Ordinals above this are not placed.
@@ -89,23 +101,29 @@ impl Device {
             ledger.device(index).refine(limit);
         }
         let vram = device_location(ordinal);
-        let nodes = if vram.is_some() {
-            host_nodes(ordinal)
-        } else {
-            Vec::new()
+        // For machines where the better way is believed to be at fault, and to try the other one where both work.
+        let pinned_only = std::env::var_os(BACKEND_ENV).is_some_and(|v| v == "pinned");
+        let host = match vram.filter(|_| !pinned_only).map(|_| host_nodes(ordinal)) {
+            Some(nodes) if !nodes.is_empty() => Host::Nodes(nodes),
+            _ if pinned::works() => Host::Pinned,
+            _ => Host::Nowhere,
         };
         let limit = ledger.device(index).vram_limit();
         let name = driver::device_name(ordinal).unwrap_or_default();
-        let backend = if vram.is_some() { "vmm" } else { "plain" };
+        let (backend, lack) = match &host {
+            Host::Nodes(_) => ("vmm", None),
+            Host::Pinned => ("pinned", Some("allocations spill whole and never move")),
+            Host::Nowhere => ("plain", Some("nothing can spill")),
+        };
         telemetry::say(
             Kind::Device,
             Some(index),
             [total, limit, free],
             &format!("{backend} {name}"),
         );
-        if nodes.is_empty() && ledger.settings().spill {
-            let why = "host memory cannot be mapped by this driver or machine: nothing can spill";
-            telemetry::say(Kind::Degraded, Some(index), [0; 3], why);
+        if let Some(lack) = lack.filter(|_| ledger.settings().spill) {
+            let why = format!("this driver or machine maps no host memory into ranges: {lack}");
+            telemetry::say(Kind::Degraded, Some(index), [0; 3], &why);
         }
         let settings = ledger.settings();
         let spare = Spare::new(
@@ -117,7 +135,7 @@ impl Device {
             ordinal,
             index,
             vram,
-            nodes,
+            host,
             spare,
             slabs: Slabs::default(),
             peers: Mutex::default(),
@@ -131,7 +149,20 @@ impl Device {
 
     /// Whether allocations may be placed in host memory.
     pub fn can_spill(&self, job: &Job) -> bool {
-        !self.nodes.is_empty() && job.place.ledger().settings().spill
+        self.host != Host::Nowhere && job.place.ledger().settings().spill
+    }
+
+    /// Whether allocations are ranges of chunks; otherwise they are the driver's own while VRAM lasts.
+    pub fn has_ranges(&self) -> bool {
+        self.vram.is_some() && self.host != Host::Pinned
+    }
+
+    /// The NUMA nodes that chunks can be made on, nearest first.
+    pub fn nodes(&self) -> &[c_int] {
+        match &self.host {
+            Host::Nodes(nodes) => nodes,
+            Host::Pinned | Host::Nowhere => &[],
+        }
     }
 
     /// The devices that read and write this one's ranges.

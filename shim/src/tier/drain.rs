@@ -61,6 +61,12 @@ pub fn context_gone(context: Handle) -> bool {
     contexts.len() != before
 }
 
+/// A context of the program's, if there is one.
+pub fn any_context() -> Option<Handle> {
+    let contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    contexts.first().map(|(context, _)| *context)
+}
+
 /// What a drain found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {

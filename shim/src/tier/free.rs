@@ -102,6 +102,7 @@ unsafe fn give_back(job: &Job, device: &Device, allocation: Allocation) {
     unsafe {
         match allocation.backing {
             Backing::Range(range) => range.take_down(job, device),
+            Backing::Pinned(pinned) => pinned.take_down(job, device),
             Backing::Piece => device
                 .slabs
                 .give(job, device, allocation.base, allocation.size),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use greenboost_abi::{CUcontext, CUdevice};
 
+use super::pinned::Pinned;
 use super::range::Range;
 
 /// An allocation that the shim backs.
@@ -37,6 +38,8 @@ impl From<CUcontext> for Handle {
 pub enum Backing {
     /// A range of its own.
     Range(Range),
+    /// Registered host memory of its own.
+    Pinned(Pinned),
     /// A piece of a slab of its device.
     Piece,
 }
@@ -117,7 +120,7 @@ pub fn on_host(address: u64, bytes: u64) -> bool {
         .next_back()
         .is_some_and(|(base, a)| match &a.backing {
             Backing::Range(range) => range.on_host(address.saturating_sub(*base), end - base),
-            Backing::Piece => address < base + a.size,
+            Backing::Pinned(_) | Backing::Piece => address < base + a.size,
         })
 }
 
@@ -128,7 +131,7 @@ pub fn ranges_of(device: CUdevice) -> Vec<(u64, u64)> {
         .filter(|a| a.device == device)
         .filter_map(|a| match &a.backing {
             Backing::Range(range) => Some((range.base, range.span)),
-            Backing::Piece => None,
+            Backing::Pinned(_) | Backing::Piece => None,
         })
         .collect()
 }
@@ -142,6 +145,7 @@ impl Allocation {
             context: self.context,
             mapped: match &self.backing {
                 Backing::Range(range) => Some((range.base, range.base + range.span - 1)),
+                Backing::Pinned(p) => Some((p.base, p.base + p.span - 1)),
                 Backing::Piece => None,
             },
         }

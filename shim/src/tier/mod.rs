@@ -1,7 +1,7 @@
 //! Allocations and the tiers that back them.
 //!
 //! Policy, pure and without CUDA types: [`chunk`] (sizes), [`placement`] (how much goes where), [`budget`] (may the
-//! machine's RAM be pinned). Mechanism: [`device`], [`range`], [`spare`], [`small`], [`drain`]. [`alloc`] and [`free`] put
+//! machine's RAM be pinned). Mechanism: [`device`], [`range`], [`pinned`], [`spare`], [`small`], [`drain`]. [`alloc`] and [`free`] put
 //! them together; [`map`] knows what the program holds.
 
 pub mod alloc;
@@ -11,6 +11,7 @@ pub mod device;
 pub mod drain;
 pub mod free;
 pub mod map;
+pub mod pinned;
 pub mod placement;
 pub mod range;
 pub mod small;

@@ -188,7 +188,7 @@ fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
     let pinned = job.place.ledger().used_host().saturating_sub(size);
     budget::check(Ram::now(), size, pinned).map_err(Shortage::Ram)?;
     device
-        .nodes
+        .nodes()
         .iter()
         .find_map(|node| driver::create(size as usize, Location::HostNuma(*node)).ok())
         .ok_or(Shortage::Driver)
@@ -206,7 +206,10 @@ pub fn host_memory(
     let result = budget::check(Ram::now(), size, pinned)
         .map_err(Shortage::Ram)
         .and_then(|()| {
-            let made = device.nodes.iter().any(|node| make(*node) == CUDA_SUCCESS);
+            let made = device
+                .nodes()
+                .iter()
+                .any(|node| make(*node) == CUDA_SUCCESS);
             made.then_some(()).ok_or(Shortage::Driver)
         });
     if result.is_err() {

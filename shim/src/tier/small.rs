@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::chunk::GRAIN;
-use super::device::Device;
+use super::device::{Device, Host};
+use super::pinned::Pinned;
 use super::range::{Parts, Range, Shortage};
 use crate::process::Job;
 
@@ -17,8 +18,42 @@ pub const ALIGN: u64 = 512;
 pub struct Slabs(Mutex<Vec<Slab>>);
 
 struct Slab {
-    range: Range,
+    memory: Memory,
+    base: u64,
     free: FreeList,
+}
+
+/// What holds a slab's bytes.
+enum Memory {
+    Range(Range),
+    Pinned(Pinned),
+}
+
+impl Memory {
+    fn new(job: &Job, device: &Device) -> Result<(Memory, u64), Shortage> {
+        if device.host == Host::Pinned {
+            let pinned = Pinned::new(job, device, GRAIN)?;
+            let base = pinned.base;
+            return Ok((Memory::Pinned(pinned), base));
+        }
+        let mut parts = Parts::new(job, device);
+        parts.add_host(GRAIN)?;
+        let range = parts.build().map_err(|_| Shortage::Driver)?;
+        let base = range.base;
+        Ok((Memory::Range(range), base))
+    }
+
+    /// # Safety
+    /// As for [`Range::take_down`].
+    unsafe fn take_down(self, job: &Job, device: &Device) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Memory::Range(range) => range.take_down(job, device),
+                Memory::Pinned(pinned) => pinned.take_down(job, device),
+            }
+        }
+    }
 }
 
 /// Free pieces by offset: disjoint, never adjacent.
@@ -78,18 +113,16 @@ impl Slabs {
         let fits = |slabs: &mut Vec<Slab>| {
             slabs
                 .iter_mut()
-                .find_map(|slab| Some(slab.range.base + slab.free.take(size)?))
+                .find_map(|slab| Some(slab.base + slab.free.take(size)?))
         };
         if let Some(address) = fits(&mut self.lock()) {
             return Ok(address);
         }
         // The driver is called without the lock; two threads may add a slab each, which is no loss.
-        let mut parts = Parts::new(job, device);
-        parts.add_host(GRAIN)?;
-        let range = parts.build().map_err(|_| Shortage::Driver)?;
+        let (memory, base) = Memory::new(job, device)?;
         let mut free = FreeList::new(GRAIN);
-        let address = range.base + free.take(size).unwrap_or(0);
-        self.lock().push(Slab { range, free });
+        let address = base + free.take(size).unwrap_or(0);
+        self.lock().push(Slab { memory, base, free });
         Ok(address)
     }
 
@@ -101,17 +134,17 @@ impl Slabs {
         let mut slabs = self.lock();
         let Some(at) = slabs
             .iter()
-            .position(|s| (s.range.base..s.range.base + GRAIN).contains(&address))
+            .position(|s| (s.base..s.base + GRAIN).contains(&address))
         else {
             return;
         };
         let slab = &mut slabs[at];
-        slab.free.give(address - slab.range.base, rounded(bytes));
+        slab.free.give(address - slab.base, rounded(bytes));
         if slab.free.is_whole(GRAIN) && slabs.len() > 1 {
             let slab = slabs.swap_remove(at);
             drop(slabs);
             // SAFETY: every piece of it was given back under the same promise.
-            unsafe { slab.range.take_down(job, device) };
+            unsafe { slab.memory.take_down(job, device) };
         }
     }
 
@@ -124,7 +157,7 @@ impl Slabs {
         let empty: Vec<Slab> = empty;
         for slab in empty {
             // SAFETY: all of its pieces were given back, each when nothing could touch it any more.
-            unsafe { slab.range.take_down(job, device) };
+            unsafe { slab.memory.take_down(job, device) };
         }
     }
 }

@@ -17,6 +17,8 @@ pub mod record;
 pub const JOB_ENV: &str = "GREENBOOST_JOB";
 /// Environment variable that makes the shim inert when it is `off`.
 pub const SWITCH_ENV: &str = "GREENBOOST";
+/// Environment variable that, when it is `pinned`, has host memory registered whole instead of mapped into ranges.
+pub const BACKEND_ENV: &str = "GREENBOOST_BACKEND";
 /// The ledger's file name inside the job directory.
 pub const LEDGER_FILE: &str = "ledger";
 /// The control socket's file name inside the job directory (`SOCK_SEQPACKET`, the launcher listens).
