@@ -18,7 +18,9 @@ fn main() {
     // Anonymous executable memory, heap blocks and signal handlers would show here.
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
     for line in status.lines() {
-        if line.starts_with("Sig") || line.starts_with("Threads") {
+        // SigQ counts what the user's other processes have queued.
+        let own = line.starts_with("Sig") && !line.starts_with("SigQ");
+        if own || line.starts_with("Threads") {
             println!("{line}");
         }
     }
