@@ -19,6 +19,9 @@ _greenboost() {
             greenboost,completions)
                 cmd="greenboost__subcmd__completions"
                 ;;
+            greenboost,doctor)
+                cmd="greenboost__subcmd__doctor"
+                ;;
             greenboost,inspect)
                 cmd="greenboost__subcmd__inspect"
                 ;;
@@ -35,7 +38,7 @@ _greenboost() {
 
     case "${cmd}" in
         greenboost)
-            opts="-h -V --help --version run inspect selftest completions"
+            opts="-h -V --help --version run inspect doctor selftest completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -55,6 +58,24 @@ _greenboost() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        greenboost__subcmd__doctor)
+            opts="-h --json --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

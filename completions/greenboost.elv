@@ -24,6 +24,7 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --version 'Print version'
             cand run 'Run a program with more GPU memory than the card has'
             cand inspect 'Say where a program gets CUDA from, and whether greenboost can serve it'
+            cand doctor 'Say whether greenboost can work on this machine, and what would help'
             cand selftest 'Check on this machine that spilled memory stays bit for bit right'
             cand completions 'Print the completion script of a shell'
         }
@@ -40,6 +41,12 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'greenboost;inspect'= {
+            cand --json 'Print one JSON document'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;doctor'= {
+            cand --timeout 'How long the driver may take to answer'
             cand --json 'Print one JSON document'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'

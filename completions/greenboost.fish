@@ -28,6 +28,7 @@ complete -c greenboost -n "__fish_greenboost_needs_command" -s h -l help -d 'Pri
 complete -c greenboost -n "__fish_greenboost_needs_command" -s V -l version -d 'Print version'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "run" -d 'Run a program with more GPU memory than the card has'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "inspect" -d 'Say where a program gets CUDA from, and whether greenboost can serve it'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "doctor" -d 'Say whether greenboost can work on this machine, and what would help'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "selftest" -d 'Check on this machine that spilled memory stays bit for bit right'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l vram-limit -d 'VRAM that the job may hold on each device: a size, or a percentage of the card [default: what is free]' -r
@@ -43,6 +44,9 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand run" -s v -l verbo
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c greenboost -n "__fish_greenboost_using_subcommand inspect" -l json -d 'Print one JSON document'
 complete -c greenboost -n "__fish_greenboost_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -l timeout -d 'How long the driver may take to answer' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -l json -d 'Print one JSON document'
+complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l simulated -d 'Use the embedded simulated driver, also where there is a GPU'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l json -d 'Print one JSON document instead of lines'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -s h -l help -d 'Print help (see more with \'--help\')'

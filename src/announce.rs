@@ -99,6 +99,8 @@ impl Announcer {
                     .then(|| format!("out of memory on GPU {gpu}: {} asked for, {text}{more}", human(*a)))
             }
             Kind::HostRefused => (!quiet).then(|| format!("host RAM is short: {text}")),
+            // Nothing is moved yet, so nothing is lost.
+            Kind::Frozen => self.verbose.then(|| text.to_string()),
             Kind::Degraded => Some(format!("degraded: {text}")),
             Kind::Wounded => Some(format!(
                 "WOUNDED: {text}; process {pid} gets no further memory from greenboost. Please report this"

@@ -36,6 +36,7 @@ fn main() {
         "src/build.rs",
         "shim/Cargo.toml",
         "shim/src",
+        "shim/symbols.txt",
         "shim/abi",
         "shim/wire",
         "tests/fake-cuda/Cargo.toml",

@@ -20,7 +20,7 @@ use crate::size::{self, Amount};
     version,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    after_help = "First try: greenboost selftest --simulated"
+    after_help = "First try: greenboost doctor, then greenboost selftest"
 )]
 pub struct Cli {
     /// What to do.
@@ -38,6 +38,11 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say where a program gets CUDA from, and whether greenboost can serve it
     Inspect(InspectArgs),
+    /// Say whether greenboost can work on this machine, and what would help
+    ///
+    /// The driver is asked by a short-lived process, and memory is mapped for real. Nothing is left behind but
+    /// the library's file in the cache directory.
+    Doctor(DoctorArgs),
     /// Check on this machine that spilled memory stays bit for bit right
     ///
     /// A small CUDA program is run under `greenboost run` with a VRAM limit far below what it needs. It allocates,
@@ -52,6 +57,9 @@ pub enum Command {
         #[arg(long)]
         probe: bool,
     },
+    /// The process in which `doctor` asks the driver.
+    #[command(name = "doctor-program", hide = true)]
+    DoctorProgram,
     /// Write man pages and completions into DIR/man and DIR/completions.
     #[command(hide = true)]
     Generate {
@@ -179,6 +187,20 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+/// `greenboost doctor`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Exit status: 0 fine, 1 degraded (greenboost can do less here), 2 impossible.")]
+pub struct DoctorArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// How long the driver may take to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout: u32,
+}
+
 /// `greenboost selftest`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
@@ -228,6 +250,20 @@ fn parse_json(target: OsString) -> Result<JsonTarget, String> {
         )),
         Some(Ok(fd @ 2..)) => Ok(JsonTarget::Fd(fd)),
         Some(_) => Err(format!("'{text}' does not name a descriptor: {FORMS}")),
+    }
+}
+
+/// What `run` would be asked for here, by the environment alone.
+///
+/// # Errors
+/// What it would say to that.
+pub fn run_from_environment() -> Result<RunArgs, String> {
+    match Cli::try_parse_from(["greenboost", "run", "true"]) {
+        Ok(cli) => match cli.command {
+            Command::Run(args) => Ok(*args),
+            _ => Ok(RunArgs::default()),
+        },
+        Err(error) => Err(sentence(&error).unwrap_or_else(|| error.to_string())),
     }
 }
 
@@ -286,95 +322,4 @@ fn sentence(error: &clap::Error) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(line: &[&str]) -> RunArgs {
-        let line = ["greenboost", "run"].iter().chain(line);
-        match Cli::try_parse_from(line).unwrap().command {
-            Command::Run(args) => *args,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn clap_finds_no_contradiction() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn everything_after_the_program_is_the_programs() {
-        for line in [
-            &[
-                "--vram-limit",
-                "2G",
-                "prog",
-                "-v",
-                "--ram-limit",
-                "x",
-                "--",
-                "--help",
-            ][..],
-            &[
-                "--vram-limit=2G",
-                "--",
-                "prog",
-                "-v",
-                "--ram-limit",
-                "x",
-                "--",
-                "--help",
-            ],
-        ] {
-            let args = run(line);
-            assert_eq!(args.vram_limit, Some(Amount::Bytes(2 << 30)));
-            assert!(!args.verbose && args.ram_limit.is_none());
-            assert_eq!(
-                args.command,
-                ["prog", "-v", "--ram-limit", "x", "--", "--help"]
-            );
-        }
-    }
-
-    #[test]
-    fn unknown_flags_before_the_program_are_errors() {
-        let line = ["greenboost", "run", "--vram-limt", "2G", "prog"];
-        let error = Cli::try_parse_from(line).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
-        let error = Cli::try_parse_from(["greenboost", "run"]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
-    }
-
-    #[test]
-    fn places_for_json() {
-        let parse = |t: &str| parse_json(t.into());
-        assert_eq!(parse("fd:3"), Ok(JsonTarget::Fd(3)));
-        assert_eq!(parse("fd.json"), Ok(JsonTarget::File("fd.json".into())));
-        for bad in [
-            "",
-            "-",
-            "fd:",
-            "fd:0",
-            "fd:1",
-            "fd:-1",
-            "fd:x",
-            "fd:99999999999",
-        ] {
-            assert!(
-                parse(bad).unwrap_err().contains("write a file name"),
-                "{bad}"
-            );
-        }
-    }
-
-    #[test]
-    fn nvme_is_announced_but_not_there() {
-        assert!(
-            parse_spill("nvme:/scratch")
-                .unwrap_err()
-                .contains("no NVMe tier")
-        );
-        assert!(parse_spill("disk").unwrap_err().contains("'ram' or 'off'"));
-    }
-}
+mod tests;

@@ -76,10 +76,21 @@ pub fn available() -> String {
 /// # Errors
 /// When no place can serve; the message says what was wrong with each.
 pub fn extract(library: &Embedded, last_resort: &Path) -> anyhow::Result<PathBuf> {
+    extract_with_problems(library, last_resort).map(|(path, _)| path)
+}
+
+/// As [`extract`]; also says why better places could not serve.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_with_problems(
+    library: &Embedded,
+    last_resort: &Path,
+) -> anyhow::Result<(PathBuf, Vec<String>)> {
     let mut problems = Vec::new();
     for place in places(last_resort) {
         match extract_to(library, &place) {
-            Ok(path) => return Ok(path),
+            Ok(path) => return Ok((path, problems)),
             Err(problem) => problems.push(format!("{}: {problem:#}", place.display())),
         }
     }

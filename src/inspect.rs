@@ -1,7 +1,7 @@
 //! `greenboost inspect`: what is known about a program, and what follows from it.
 
 use crate::cli::InspectArgs;
-use crate::target::{self, Linking, Target, Verdict};
+use crate::target::{self, CudaLink, FoundBy, Linking, Target, Verdict};
 use crate::voice::print;
 
 /// Exit status for a program that cannot be served.
@@ -13,7 +13,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         Ok(path) => path,
         Err(unrunnable) => anyhow::bail!("{}", unrunnable.reason),
     };
-    let target = target::inspect(&path);
+    let target = target::inspect_in_full(&path);
     let text = if args.json {
         let mut document = serde_json::to_value(&target)?;
         document["v"] = 1.into();
@@ -57,13 +57,23 @@ fn describe(target: &Target) -> String {
         if let Some(interpreter) = &elf.interpreter {
             rows.push(("loader", interpreter.clone()));
         }
-        for library in &elf.needed {
-            rows.push(("needs", library.clone()));
-        }
         for link in &elf.cuda {
-            rows.push(("cuda", link.describe()));
+            let sign = match (link, &elf.static_runtime_by) {
+                (CudaLink::StaticRuntime, Some(sign)) => format!(" ({sign})"),
+                _ => String::new(),
+            };
+            rows.push(("cuda", link.describe() + &sign));
+        }
+        if target.libraries.is_empty() {
+            // The loader's own view is not to be had; the names are.
+            rows.extend(elf.needed.iter().map(|name| ("needs", name.clone())));
         }
     }
+    if !target.kernels.is_empty() {
+        rows.push(("kernels", target.kernels.join(", ")));
+    }
+    rows.extend(libraries(target));
+    rows.extend(python(target));
     rows.push((
         "verdict",
         format!("{}: {}", target.verdict.word(), target.reason),
@@ -71,4 +81,70 @@ fn describe(target: &Target) -> String {
     rows.iter()
         .map(|(name, value)| format!("{name:<9}{value}\n"))
         .collect()
+}
+
+/// The libraries that it is started with: where each is, and what it has to do with CUDA.
+fn libraries(target: &Target) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    for library in &target.libraries {
+        let by = match library.found_by {
+            Some(FoundBy::Default | FoundBy::Cache | FoundBy::Name) | None => String::new(),
+            Some(by) => format!(" by {}", by.word()),
+        };
+        match &library.path {
+            Some(path) => {
+                let name = &library.name;
+                rows.push(("needs", format!("{name} => {}{by}", path.display())));
+            }
+            None => rows.push((
+                "missing",
+                format!("{}, which {} needs", library.name, library.needed_by),
+            )),
+        }
+        if library.cuda == Some(CudaLink::StaticRuntime) {
+            rows.push((
+                "cuda",
+                format!("{} has the CUDA runtime built in", library.name),
+            ));
+        } else if library.cuda.is_some() {
+            rows.push((
+                "cuda",
+                format!("{} needs {}", library.needed_by, library.name),
+            ));
+        }
+        if !library.kernels.is_empty() {
+            rows.push((
+                "kernels",
+                format!("{}: {}", library.name, library.kernels.join(", ")),
+            ));
+        }
+    }
+    rows
+}
+
+fn python(target: &Target) -> Vec<(&'static str, String)> {
+    let Some(python) = &target.python else {
+        return Vec::new();
+    };
+    let mut rows = vec![("python", python.interpreter.display().to_string())];
+    rows.extend(
+        python
+            .packages
+            .iter()
+            .map(|dir| ("imports", dir.display().to_string())),
+    );
+    if let Some(torch) = &python.torch {
+        let cuda = match &torch.cuda {
+            Some(cuda) => format!("for CUDA {cuda}"),
+            None => "without CUDA".into(),
+        };
+        rows.push(("torch", format!("{}, built {cuda}", torch.version)));
+    }
+    rows.extend(
+        python
+            .others
+            .iter()
+            .map(|package| ("package", package.clone())),
+    );
+    rows
 }

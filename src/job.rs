@@ -1,5 +1,7 @@
 //! The job: a private directory with the ledger and the control socket, for as long as the program runs.
 
+mod sweep;
+
 use std::fs::{self, DirBuilder};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -35,9 +37,12 @@ pub struct Job {
 impl Job {
     /// Creates the directory, the ledger and the socket.
     pub fn create(settings: Settings) -> anyhow::Result<Job> {
+        sweep::away();
         let dir = create_dir()?;
         // From here on an error must not leave the directory behind.
         let build = || -> anyhow::Result<Job> {
+            // Unsigned, it is only never swept.
+            let _ = sweep::sign(&dir);
             let ledger = Mapped::create(&dir.join(LEDGER_FILE), settings)
                 .with_context(|| format!("cannot create the ledger in {}", dir.display()))?;
             let control = listen_in(&dir)
@@ -114,36 +119,27 @@ fn read_one(connection: &OwnedFd, records: &mut Vec<Record>, strange: &mut u64) 
     true
 }
 
+/// How the names of job directories begin.
+const PREFIX: &str = "greenboost-";
+
+/// Where they may be, the best first.
+fn bases() -> impl Iterator<Item = PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain([PathBuf::from("/tmp"), std::env::temp_dir()])
+        .filter(|base| base.is_absolute())
+}
+
 /// A directory of ours with a short path: the address of a Unix socket holds 108 bytes.
 fn create_dir() -> anyhow::Result<PathBuf> {
     let mut problem = None;
-    for (base, name) in [
-        (
-            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
-            format!("greenboost-{}-{:08x}", std::process::id(), random()),
-        ),
-        (
-            Some(PathBuf::from("/tmp")),
-            format!(
-                "greenboost-{}-{}-{:08x}",
-                Uid::effective(),
-                std::process::id(),
-                random()
-            ),
-        ),
-        (
-            Some(std::env::temp_dir()),
-            format!(
-                "greenboost-{}-{}-{:08x}",
-                Uid::effective(),
-                std::process::id(),
-                random()
-            ),
-        ),
-    ] {
-        let Some(base) = base.filter(|b| b.is_absolute()) else {
-            continue;
+    for base in bases() {
+        let of_user = match std::env::var_os("XDG_RUNTIME_DIR") {
+            Some(dir) if Path::new(&dir) == base => String::new(),
+            _ => format!("{}-", Uid::effective()),
         };
+        let name = format!("{PREFIX}{of_user}{}-{:08x}", std::process::id(), random());
         let dir = base.join(name);
         if UnixAddr::new(&dir.join(CONTROL_SOCKET)).is_err() {
             problem.get_or_insert(format!("{}: too long for a socket", dir.display()));

@@ -131,6 +131,7 @@ fn fields(record: &Record) -> (&'static str, Value) {
         Kind::OutOfMemory => ("oom", json!({"bytes": a, "host_bytes": b, "reason": text})),
         Kind::HostRefused => ("host_refused", json!({"bytes": a, "reason": text})),
         Kind::Degraded => ("degraded", json!({"reason": text})),
+        Kind::Frozen => ("frozen", json!({"reason": text})),
         Kind::Wounded => ("wounded", json!({"reason": text})),
         Kind::Bye => ("bye", json!({"vram_bytes": a, "host_bytes": b})),
     }

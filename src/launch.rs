@@ -223,7 +223,7 @@ impl Child {
             Signal::SIGTSTP => self.asked_to_stop = true,
             Signal::SIGCONT => {
                 self.asked_to_stop = false;
-                if !is_stopped(self.pid) {
+                if !needs_continuing(self.pid) {
                     return;
                 }
             }
@@ -280,6 +280,28 @@ fn state_and_parent(pid: Pid) -> Option<(char, Pid)> {
 
 fn is_stopped(pid: Pid) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state == 'T')
+}
+
+/// Whether a SIGCONT that reached us must be passed on: the program is stopped, and was not just stopped anew.
+///
+/// A shell continues the whole group. Should Ctrl-Z follow at once, the program may be stopped again before we have read
+/// the first signal; continuing it then would undo the Ctrl-Z. Ours is on its way in that case, hence the pause.
+fn needs_continuing(pid: Pid) -> bool {
+    if !is_stopped(pid) {
+        return false;
+    }
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    is_stopped(pid) && !is_pending(Signal::SIGTSTP)
+}
+
+/// Whether this signal waits to be read.
+fn is_pending(signal: Signal) -> bool {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the kernel fills `set`, of which all-zero is a valid value; the second call only reads it.
+    unsafe {
+        libc::sigpending(set.as_mut_ptr()) == 0
+            && libc::sigismember(set.as_ptr(), signal as i32) == 1
+    }
 }
 
 fn descends_from(mut pid: Pid, ancestor: Pid) -> bool {

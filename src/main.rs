@@ -5,6 +5,7 @@
 
 mod announce; // control records -> sentences, each said once
 mod cli; // the command line: flags, help, and nothing else
+mod doctor; // `greenboost doctor`
 mod embed; // the libraries inside this executable, as files
 mod generate; // completions and man pages
 mod inspect; // `greenboost inspect`
@@ -13,6 +14,7 @@ mod json; // the record stream of `run --json`
 mod launch; // the child: start, signals, end
 mod machine; // how much host memory there is
 mod plan; // flags + machine -> settings
+mod reach; // commands that lead out of greenboost's reach
 mod run; // `greenboost run`: inspect -> plan -> extract -> launch -> watch -> summary
 mod selftest; // `greenboost selftest`
 mod selftest_program; // the CUDA program that it runs
@@ -37,9 +39,11 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Selftest(args) => selftest::selftest(&args),
         Command::Completions(args) => generate::completions(args.shell),
         Command::SelftestProgram { probe } => selftest_program::main(probe),
+        Command::DoctorProgram => Ok(doctor::program()),
         Command::Generate { dir } => generate::all(&dir),
     };
     match result {

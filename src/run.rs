@@ -22,7 +22,7 @@ use crate::plan::{self, Plan};
 use crate::summary::Snapshot;
 use crate::target::{self, Target, Verdict};
 use crate::voice::{count, duration};
-use crate::{embed, say};
+use crate::{embed, reach, say};
 
 /// How often the ledger is looked at.
 const BEAT: Duration = Duration::from_secs(1);
@@ -40,8 +40,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
         }
     };
     let target = target::inspect(&path);
-    if let Some(status) = refusal(&target) {
-        return Ok(status);
+    match reach::advice(&args.command, &path) {
+        // What was found in the file of sudo or docker says nothing about the program.
+        Some(advice) if target.can_start() => say(&advice),
+        _ => {
+            if let Some(status) = refusal(&target) {
+                return Ok(status);
+            }
+        }
     }
     if let Some((dir, ledger)) = job::outer() {
         return join(args, &path, &dir, &ledger.settings());

@@ -82,7 +82,7 @@ pub fn selftest(args: &SelftestArgs) -> anyhow::Result<u8> {
 }
 
 /// Ourselves, by the real name where there still is one: it is shown.
-fn own_path() -> PathBuf {
+pub fn own_path() -> PathBuf {
     std::env::current_exe()
         .ok()
         .filter(|path| path.exists())

@@ -1,7 +1,13 @@
 //! The program that is to run: where it is, what really executes it, where it gets CUDA from, and whether a preloaded
 //! library can reach it.
 
+mod closure;
+mod dynamic;
 mod elf;
+mod fatbin;
+mod full;
+mod ldcache;
+mod python;
 mod script;
 
 use std::ffi::{CString, OsStr};
@@ -14,7 +20,10 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Uid, access};
 use serde::Serialize;
 
+pub use closure::{FoundBy, Library};
 pub use elf::{CudaLink, Elf, Linking};
+pub use full::inspect_in_full;
+pub use python::Python;
 pub use script::Script;
 
 use crate::{OWN_ERROR, embed};
@@ -44,6 +53,12 @@ pub struct Target {
     pub executable: PathBuf,
     /// What it is, unless it could not be read.
     pub elf: Option<Elf>,
+    /// What the CUDA kernels in it are for. This and the next two only after a look [in full](inspect_in_full).
+    pub kernels: Vec<String>,
+    /// The libraries that it is started with.
+    pub libraries: Vec<Library>,
+    /// The Python that it is.
+    pub python: Option<Python>,
     /// What greenboost can do for it.
     pub verdict: Verdict,
     /// Why, in one sentence.
@@ -166,6 +181,9 @@ pub fn inspect(program: &Path) -> Target {
         scripts,
         executable,
         elf,
+        kernels: Vec::new(),
+        libraries: Vec::new(),
+        python: None,
         verdict,
         reason,
         refused_with,
@@ -185,10 +203,18 @@ impl Target {
             scripts,
             executable,
             elf,
+            kernels: Vec::new(),
+            libraries: Vec::new(),
+            python: None,
             verdict: Verdict::Impossible,
             reason,
             refused_with,
         }
+    }
+
+    /// Whether the kernel would start it, served or not.
+    pub fn can_start(&self) -> bool {
+        self.verdict != Verdict::Impossible || self.refused_with == OWN_ERROR
     }
 
     /// Whether the shim cannot be in this process itself, only in those that it starts.
@@ -317,81 +343,4 @@ fn read_whole(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn program(dir: &Path, name: &str, text: &str) -> PathBuf {
-        let path = dir.join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    }
-
-    #[test]
-    fn finding() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(find("sh".as_ref()).unwrap().is_absolute());
-        assert_eq!(
-            find("no-such-program-at-all".as_ref()).unwrap_err().status,
-            127
-        );
-        assert_eq!(find("".as_ref()).unwrap_err().status, 127);
-        assert_eq!(find("/no/such".as_ref()).unwrap_err().status, 127);
-        assert_eq!(find(dir.path().as_os_str()).unwrap_err().status, 126);
-        let plain = dir.path().join("plain");
-        fs::write(&plain, "x").unwrap();
-        assert_eq!(find(plain.as_os_str()).unwrap_err().status, 126);
-    }
-
-    #[test]
-    fn the_shell_works_if() {
-        let target = inspect(Path::new("/bin/sh"));
-        assert_eq!(
-            target.verdict,
-            Verdict::WorksIfItLoadsCuda,
-            "{}",
-            target.reason
-        );
-        assert!(
-            target
-                .elf
-                .unwrap()
-                .needed
-                .iter()
-                .any(|n| n.starts_with("libc.so"))
-        );
-    }
-
-    #[test]
-    fn chains_of_scripts() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut last = program(dir.path(), "0", "#!/bin/sh -e\n");
-        for level in 1..MAX_SCRIPTS {
-            last = program(
-                dir.path(),
-                &level.to_string(),
-                &format!("#!{}\n", last.display()),
-            );
-        }
-        let target = inspect(&last);
-        assert_eq!(target.scripts.len(), MAX_SCRIPTS);
-        assert_eq!(target.executable, Path::new("/bin/sh"));
-        assert_eq!(target.verdict, Verdict::WorksIfItLoadsCuda);
-
-        let itself = dir.path().join("itself");
-        program(dir.path(), "itself", &format!("#!{}\n", itself.display()));
-        assert_eq!(inspect(&itself).verdict, Verdict::Impossible);
-
-        let lost = program(dir.path(), "lost", "#!/no/such/interpreter\n");
-        assert_eq!(inspect(&lost).verdict, Verdict::Impossible);
-    }
-
-    #[test]
-    fn env_names_the_interpreter() {
-        let dir = tempfile::tempdir().unwrap();
-        let script = program(dir.path(), "s", "#!/usr/bin/env -S A=1 sh -e\n");
-        let target = inspect(&script);
-        assert!(target.executable.ends_with("sh"), "{target:?}");
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use greenboost_abi::CUDA_ERROR_UNKNOWN;
 
-use crate::process;
+use crate::{freeze, process};
 
 thread_local! {
     // Constant and without a destructor: usable while the thread is being torn down.
@@ -33,7 +33,12 @@ pub fn enter(real: impl FnOnce() -> c_int, handle: impl FnOnce() -> c_int) -> c_
         return real();
     }
     let _inside = Inside;
-    match catch_unwind(AssertUnwindSafe(handle)) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        freeze::announce();
+        #[cfg(feature = "fault-injection")]
+        fault::strike(std::any::type_name_of_val(&handle));
+        handle()
+    })) {
         Ok(result) => result,
         Err(panic) => {
             let what = panic
@@ -43,6 +48,46 @@ pub fn enter(real: impl FnOnce() -> c_int, handle: impl FnOnce() -> c_int) -> c_
                 .unwrap_or_default();
             process::wound(&what);
             CUDA_ERROR_UNKNOWN
+        }
+    }
+}
+
+/// Panics on demand, to prove what a panic does. Not in the library that anybody gets.
+#[cfg(feature = "fault-injection")]
+mod fault {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    /// `GREENBOOST_FAULT=panic:FUNCTION:N`: the N-th call of that function panics in the shim; with `N+` all after it
+    /// do, too.
+    struct Rule {
+        function: String,
+        first: u64,
+        all: bool,
+    }
+
+    fn rule() -> Option<Rule> {
+        let text = std::env::var("GREENBOOST_FAULT").ok()?;
+        let (function, count) = text.strip_prefix("panic:")?.split_once(':')?;
+        Some(Rule {
+            function: function.into(),
+            first: count.trim_end_matches('+').parse().ok()?,
+            all: count.ends_with('+'),
+        })
+    }
+
+    /// `handler` is the type of a hook's closure: `...::hooks::FUNCTION::{{closure}}`.
+    pub fn strike(handler: &str) {
+        static RULE: OnceLock<Option<Rule>> = OnceLock::new();
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let Some(rule) = RULE.get_or_init(rule) else {
+            return;
+        };
+        if handler.split("::").any(|part| part == rule.function) {
+            let call = CALLS.fetch_add(1, SeqCst) + 1;
+            if call == rule.first || rule.all && call > rule.first {
+                panic!("injected into {}", rule.function);
+            }
         }
     }
 }

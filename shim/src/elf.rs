@@ -59,69 +59,177 @@ impl Object<'_> {
         unsafe { std::slice::from_raw_parts(self.0.dlpi_phdr, self.0.dlpi_phnum.into()) }
     }
 
+    /// Whether an address is that of code of this object.
+    pub fn has_code_at(&self, address: usize) -> bool {
+        self.headers().iter().any(|h| {
+            let start = (self.0.dlpi_addr as usize).wrapping_add(h.p_vaddr as usize);
+            h.p_type == libc::PT_LOAD
+                && h.p_flags & libc::PF_X != 0
+                && address.wrapping_sub(start) < h.p_memsz as usize
+        })
+    }
+
+    /// How many objects the loader has loaded so far.
+    pub fn loads(&self) -> u64 {
+        self.0.dlpi_adds
+    }
+
     /// The address of a symbol that the object defines.
     pub fn symbol(&self, name: &CStr) -> Option<usize> {
-        // SAFETY: the object is loaded and stays so while the loader shows it.
-        unsafe { lookup(self, name) }
+        let tables = self.tables()?;
+        // SAFETY: the tables of an object that is loaded, and stays so while the loader shows it.
+        unsafe { gnu_lookup(&tables, name) }
+    }
+
+    /// Whether one of the names under which the object defines this address satisfies `f`.
+    pub fn any_name_at(&self, address: usize, f: impl Fn(&CStr) -> bool) -> bool {
+        let Some(tables) = self.tables() else {
+            return false;
+        };
+        // SAFETY: as above.
+        unsafe {
+            tables.hashed(|entry| {
+                entry.st_shndx != 0
+                    && tables.base.wrapping_add(entry.st_value as usize) == address
+                    && f(tables.name(entry))
+            })
+        }
+    }
+
+    /// Gives `f` the names that the object wants from others; some come twice.
+    pub fn each_undefined(&self, mut f: impl FnMut(&CStr)) {
+        let Some(tables) = self.tables() else { return };
+        // SAFETY: as above; a relocation's symbol is in the symbol table.
+        unsafe {
+            let mut look = |index: usize| {
+                let entry = &*tables.symbols.add(index);
+                if index != 0 && entry.st_shndx == 0 {
+                    f(tables.name(entry));
+                }
+            };
+            // The undefined symbols come before the hashed ones. Where nothing is hashed the table does not say how
+            // many there are: then the relocations name those that are used.
+            let hash = tables.hash;
+            let (buckets, first, bloom) = (*hash, *hash.add(1), *hash.add(2));
+            let bucket = hash.add(4 + bloom as usize * 2);
+            let empty = (0..buckets as usize).all(|i| *bucket.add(i) == 0);
+            if !empty || first > 1 {
+                (0..first as usize).for_each(look);
+                return;
+            }
+            for (start, bytes) in tables.relocations {
+                let start = start as *const libc::Elf64_Rela;
+                for i in 0..bytes / size_of::<libc::Elf64_Rela>() {
+                    look(((*start.add(i)).r_info >> 32) as usize);
+                }
+            }
+        }
+    }
+
+    fn tables(&self) -> Option<Tables> {
+        let base = self.0.dlpi_addr as usize;
+        let dynamic = self
+            .headers()
+            .iter()
+            .find(|h| h.p_type == libc::PT_DYNAMIC)?;
+        let mut entry = base.wrapping_add(dynamic.p_vaddr as usize) as *const [u64; 2];
+        let (mut strings, mut symbols, mut hash) = (0usize, 0usize, 0usize);
+        let mut relocations = [(0, 0); 2];
+        loop {
+            // SAFETY: the dynamic section ends with a DT_NULL entry, at which the loop stops.
+            let [tag, value] = unsafe { entry.read() };
+            // glibc stores absolute addresses here; other loaders leave the offsets of the file.
+            let address = if (value as usize) < base {
+                base + value as usize
+            } else {
+                value as usize
+            };
+            match tag {
+                0 => break,
+                DT_STRTAB => strings = address,
+                DT_SYMTAB => symbols = address,
+                DT_GNU_HASH => hash = address,
+                DT_RELA => relocations[0].0 = address,
+                DT_RELASZ => relocations[0].1 = value as usize,
+                DT_JMPREL => relocations[1].0 = address,
+                DT_PLTRELSZ => relocations[1].1 = value as usize,
+                _ => {}
+            }
+            // SAFETY: not yet at DT_NULL, so another entry follows.
+            entry = unsafe { entry.add(1) };
+        }
+        relocations
+            .iter_mut()
+            .filter(|r| r.0 == 0)
+            .for_each(|r| r.1 = 0);
+        (strings != 0 && symbols != 0 && hash != 0).then_some(Tables {
+            base,
+            strings,
+            symbols: symbols as *const libc::Elf64_Sym,
+            hash: hash as *const u32,
+            relocations,
+        })
     }
 }
 
+const DT_PLTRELSZ: u64 = 2;
 const DT_STRTAB: u64 = 5;
 const DT_SYMTAB: u64 = 6;
+const DT_RELA: u64 = 7;
+const DT_RELASZ: u64 = 8;
+const DT_JMPREL: u64 = 23;
 const DT_GNU_HASH: u64 = 0x6fff_fef5;
 const STT_GNU_IFUNC: u8 = 10;
 
-/// # Safety
-/// The object is loaded.
-unsafe fn lookup(object: &Object, symbol: &CStr) -> Option<usize> {
-    let base = object.0.dlpi_addr as usize;
-    let headers = object.headers();
-    let dynamic = headers.iter().find(|h| h.p_type == libc::PT_DYNAMIC)?;
-    let mut entry = (base + dynamic.p_vaddr as usize) as *const [u64; 2];
-    let (mut strings, mut symbols, mut hash) = (0usize, 0usize, 0usize);
-    loop {
-        // SAFETY: the dynamic section ends with a DT_NULL entry, at which the loop stops.
-        let [tag, value] = unsafe { entry.read() };
-        // glibc stores absolute addresses here; other loaders leave the offsets of the file.
-        let address = if (value as usize) < base {
-            base + value as usize
-        } else {
-            value as usize
-        };
-        match tag {
-            0 => break,
-            DT_STRTAB => strings = address,
-            DT_SYMTAB => symbols = address,
-            DT_GNU_HASH => hash = address,
-            _ => {}
+/// Where the tables of a loaded object are. They are well-formed, or the loader would have refused it.
+struct Tables {
+    base: usize,
+    strings: usize,
+    symbols: *const libc::Elf64_Sym,
+    hash: *const u32,
+    /// Address and bytes.
+    relocations: [(usize, usize); 2],
+}
+
+impl Tables {
+    /// # Safety
+    /// The object is loaded, and the symbol one of its own.
+    unsafe fn name(&self, entry: &libc::Elf64_Sym) -> &CStr {
+        // SAFETY: the string table holds NUL-terminated names.
+        unsafe { CStr::from_ptr((self.strings + entry.st_name as usize) as *const c_char) }
+    }
+
+    /// Whether a symbol in the hash table satisfies `f`.
+    ///
+    /// # Safety
+    /// The object is loaded.
+    unsafe fn hashed(&self, f: impl Fn(&libc::Elf64_Sym) -> bool) -> bool {
+        // SAFETY: the layout that `gnu_lookup` describes.
+        unsafe {
+            let (buckets, first, bloom) = (*self.hash, *self.hash.add(1), *self.hash.add(2));
+            let bucket = self.hash.add(4 + bloom as usize * 2);
+            let chain = bucket.add(buckets as usize);
+            (0..buckets as usize).any(|i| {
+                let mut index = *bucket.add(i);
+                while index >= first {
+                    if f(&*self.symbols.add(index as usize)) {
+                        return true;
+                    }
+                    if *chain.add((index - first) as usize) & 1 == 1 {
+                        break;
+                    }
+                    index += 1;
+                }
+                false
+            })
         }
-        // SAFETY: not yet at DT_NULL, so another entry follows.
-        entry = unsafe { entry.add(1) };
-    }
-    if strings == 0 || symbols == 0 || hash == 0 {
-        return None;
-    }
-    // SAFETY: the three tables belong to a loaded object and are well-formed, or the loader would have refused it.
-    unsafe {
-        gnu_lookup(
-            base,
-            strings,
-            symbols as *const libc::Elf64_Sym,
-            hash as *const u32,
-            symbol,
-        )
     }
 }
 
 /// # Safety
 /// The tables are those of a loaded object.
-unsafe fn gnu_lookup(
-    base: usize,
-    strings: usize,
-    symbols: *const libc::Elf64_Sym,
-    hash: *const u32,
-    symbol: &CStr,
-) -> Option<usize> {
+unsafe fn gnu_lookup(tables: &Tables, symbol: &CStr) -> Option<usize> {
+    let hash = tables.hash;
     let wanted = symbol
         .to_bytes()
         .iter()
@@ -141,15 +249,12 @@ unsafe fn gnu_lookup(
         }
         loop {
             let word = *chain.add((index - first) as usize);
-            let entry = &*symbols.add(index as usize);
+            let entry = &*tables.symbols.add(index as usize);
             // An indirect function's value is its resolver, not the function.
             let indirect = entry.st_info & 0xf == STT_GNU_IFUNC;
             let defined = entry.st_shndx != 0 && entry.st_value != 0 && !indirect;
-            if word | 1 == wanted | 1
-                && defined
-                && CStr::from_ptr((strings + entry.st_name as usize) as *const c_char) == symbol
-            {
-                return Some(base + entry.st_value as usize);
+            if word | 1 == wanted | 1 && defined && tables.name(entry) == symbol {
+                return Some(tables.base + entry.st_value as usize);
             }
             if word & 1 == 1 {
                 return None;
@@ -177,6 +282,36 @@ mod tests {
             };
             assert_eq!(in_libc(name), Some(expected), "{name:?}");
         }
+    }
+
+    #[test]
+    fn names_what_lies_at_an_address() {
+        let malloc = in_libc(c"malloc").unwrap();
+        let libc = |f: &dyn Fn(&Object) -> bool| with(|o| o.contains(malloc), |o| f(o)).unwrap();
+        assert!(libc(&|o| o.any_name_at(malloc, |n| n == c"malloc")));
+        assert!(!libc(&|o| o.any_name_at(malloc, |n| n == c"free")));
+        assert!(!libc(&|o| o.any_name_at(malloc + 1, |_| true)));
+        assert!(libc(&|o| o.has_code_at(malloc)));
+        let data = in_libc(c"environ").unwrap();
+        assert!(libc(&|o| o.contains(data) && !o.has_code_at(data)));
+    }
+
+    #[test]
+    fn knows_what_an_object_wants() {
+        let mut found = false;
+        // The program itself comes first.
+        with(
+            |_| true,
+            |o| o.each_undefined(|n| found |= n == c"dl_iterate_phdr"),
+        );
+        assert!(found);
+        // Another library, which has a hash table.
+        let mut wants = false;
+        with(
+            |o| o.name().starts_with(b"libgcc_s"),
+            |o| o.each_undefined(|n| wants |= n == c"dl_iterate_phdr" || n == c"abort"),
+        );
+        assert!(wants);
     }
 
     #[test]

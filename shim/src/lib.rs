@@ -9,6 +9,7 @@
 //! - [`symbols`]: `dlsym` and `dlvsym`, and where the real functions are ([`elf`] reads the loaded objects);
 //! - [`hooks`]: the one table of intercepted functions;
 //! - [`boundary`]: what every intercepted call passes: re-entrancy, panics, fall-through;
+//! - [`mediation`]: what every other function of the driver may do, [`freeze`]: and the end of all movement if need be;
 //! - [`calls`]: what each intercepted call means;
 //! - [`tier`]: allocations, chunks, budgets, mappings, draining;
 //! - [`driver`]: the real driver, `Result`-typed.
@@ -19,7 +20,11 @@ pub mod boundary;
 pub mod calls;
 pub mod driver;
 pub mod elf;
+pub mod freeze;
+#[cfg(test)]
+mod functions;
 pub mod hooks;
+pub mod mediation;
 pub mod process;
 pub mod symbols;
 pub mod telemetry;

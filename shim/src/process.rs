@@ -15,7 +15,7 @@ use greenboost_wire::record::Kind;
 use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE};
 
 use crate::hooks::real;
-use crate::{driver, telemetry};
+use crate::{driver, freeze, telemetry};
 
 const UNASKED: u8 = 0;
 const ASLEEP: u8 = 1;
@@ -140,6 +140,7 @@ fn awaken() {
         [driver::version().into(), devices.into(), 0],
         &program_name(),
     );
+    freeze::look_at_links();
 }
 
 fn program_name() -> String {
@@ -176,6 +177,7 @@ extern "C" fn after_fork() {
 
 extern "C" fn at_exit() {
     let Some(job) = job() else { return };
+    freeze::announce();
     let sum = |tier| {
         (0..greenboost_wire::ledger::DEVICES)
             .map(|d| job.place.own(tier, d))

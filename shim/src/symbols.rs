@@ -1,7 +1,7 @@
 //! `dlsym` and `dlvsym`, and where the real functions are.
 //!
-//! Both are naked trampolines: they ask [`decide`], and for every name that is not in the table of hooks they *jump* to
-//! the real function with the caller's registers and return address untouched, because glibc resolves `RTLD_NEXT` and
+//! Both are naked trampolines: they ask [`decide`], and for every name that is neither in the table of hooks nor one that
+//! freezes ([`crate::mediation`]) they *jump* to the real function with the caller's registers and return address untouched, because glibc resolves `RTLD_NEXT` and
 //! `RTLD_DEFAULT` from the return address (PITFALLS 1).
 //!
 //! Nothing here takes a lock of ours, allocates or starts anything: glibc and Rust's std call `dlsym` themselves while
@@ -10,7 +10,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
-use crate::{driver, elf, hooks, process};
+use crate::{driver, elf, hooks, mediation, process};
 
 /// glibc's `dlsym` and `dlvsym`, once [`find_real`] has run.
 static REAL_DLSYM: AtomicUsize = AtomicUsize::new(0);
@@ -218,14 +218,19 @@ unsafe extern "C" fn decide(
     }
     // SAFETY: as above.
     let name = unsafe { CStr::from_ptr(name) };
-    if hooks::index_of(name).is_none() || process::is_off() {
+    let hooked = hooks::index_of(name).is_some();
+    if !hooked && !mediation::is_suspect(name.to_bytes())
+        || process::is_off()
+        || !hooked && !mediation::is_suspect_of_driver(name)
+    {
         return PASS;
     }
     // SAFETY: the program's own arguments.
-    unsafe { answer(handle, name, caller, version) }
+    unsafe { answer(handle, name, caller, version, hooked) }
 }
 
-/// Answers a lookup of a name in the table: by what the real lookup finds, never by the name alone.
+/// Answers a lookup of a name in the table (`hooked`) or of one that freezes: by what the real lookup finds, never by the
+/// name alone.
 ///
 /// # Safety
 /// As for `dlsym`; `caller` is its return address.
@@ -234,6 +239,7 @@ unsafe fn answer(
     name: &CStr,
     caller: *const c_void,
     version: *const c_char,
+    hooked: bool,
 ) -> Answer {
     let lookup = |handle| {
         if version.is_null() {
@@ -252,14 +258,16 @@ unsafe fn answer(
     if handle != libc::RTLD_DEFAULT && handle != libc::RTLD_NEXT {
         let result = lookup(handle);
         match provider(result) {
-            Provider::Driver => return found(substitute(result)),
+            Provider::Driver => return found(substitute(result, name)),
             // `dlopen(NULL)`: the global scope starts with us. The driver's own symbol decides whether it exists.
             Provider::Shim => {}
             Provider::None | Provider::Other => return found(result),
         }
     }
     // These depend on who asks. The driver is either in the global scope, behind us, or in the caller's own.
-    let mut result = lookup(libc::RTLD_NEXT);
+    // We export the names of the table, so those are asked for behind us.
+    let behind_us = if hooked { libc::RTLD_NEXT } else { handle };
+    let mut result = lookup(behind_us);
     if result.is_null() {
         // SAFETY: loads nothing.
         let own = unsafe { handle_of(caller) };
@@ -270,10 +278,10 @@ unsafe fn answer(
         }
     }
     match provider(result) {
-        Provider::Driver => found(substitute(result)),
+        Provider::Driver => found(substitute(result, name)),
         // Only we have it: without us this lookup would have failed, and so it does (PITFALLS 5).
-        Provider::None | Provider::Shim => found(lookup(libc::RTLD_NEXT)),
-        Provider::Other => PASS,
+        Provider::None | Provider::Shim if hooked => found(lookup(libc::RTLD_NEXT)),
+        Provider::None | Provider::Shim | Provider::Other => PASS,
     }
 }
 
@@ -346,9 +354,10 @@ fn learn(object: &elf::Object) {
     driver::fill(|name| object.symbol(name));
 }
 
-/// Our function for a real one; any other address as it is.
-fn substitute(symbol: *mut c_void) -> *mut c_void {
-    hooks::replacement(symbol as usize).map_or(symbol, |ours| ours as *mut c_void)
+/// Our function for a real one, or what is handed out for one that is not intercepted.
+fn substitute(symbol: *mut c_void, name: &CStr) -> *mut c_void {
+    let real = symbol as usize;
+    hooks::replacement(real).unwrap_or_else(|| mediation::hand_out(real, name)) as *mut c_void
 }
 
 /// Makes the real functions known when the program reached a hook without any lookup: it is linked to the driver.

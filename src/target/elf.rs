@@ -21,6 +21,8 @@ pub struct Elf {
     pub needed: Vec<String>,
     /// Signs of CUDA, the surest first.
     pub cuda: Vec<CudaLink>,
+    /// How the built-in CUDA runtime was recognised.
+    pub static_runtime_by: Option<String>,
 }
 
 /// How an executable gets its libraries.
@@ -138,18 +140,21 @@ impl Elf {
         };
         let loader = interpreter.as_deref().or(elf.soname.filter(|_| is_loader));
         let libc = loader.and_then(libc_of);
+        let (cuda, static_runtime_by) = cuda_links(&elf, bytes);
         Ok(Elf {
             arch: arch_name(header.e_machine, elf.is_64),
             linking,
             libc,
             needed: elf.libraries.iter().map(|name| name.to_string()).collect(),
-            cuda: cuda_links(&elf, bytes),
+            cuda,
+            static_runtime_by,
             interpreter,
         })
     }
 }
 
-fn arch_name(machine: u16, is_64: bool) -> String {
+/// The name of a machine.
+pub fn arch_name(machine: u16, is_64: bool) -> String {
     match (machine, is_64) {
         (EM_X86_64, true) => "x86_64".into(),
         (EM_X86_64, false) => "x32".into(),
@@ -178,32 +183,31 @@ fn libc_of(loader: &str) -> Option<String> {
     }
 }
 
-fn cuda_links(elf: &goblin::elf::Elf, bytes: &[u8]) -> Vec<CudaLink> {
-    let mut links = Vec::new();
-    for name in &elf.libraries {
-        if name.starts_with("libcuda.so") {
-            links.push(CudaLink::Driver);
-        } else if name.starts_with("libcudart.so") {
-            links.push(CudaLink::Runtime(name.to_string()));
-        } else if CUDA_LIBRARIES.iter().any(|known| name.starts_with(known)) {
-            links.push(CudaLink::Library(name.to_string()));
-        }
+/// What the name of a library says about CUDA.
+pub fn cuda_link(name: &str) -> Option<CudaLink> {
+    if name.starts_with("libcuda.so") {
+        Some(CudaLink::Driver)
+    } else if name.starts_with("libcudart.so") {
+        Some(CudaLink::Runtime(name.to_string()))
+    } else if CUDA_LIBRARIES.iter().any(|known| name.starts_with(known)) {
+        Some(CudaLink::Library(name.to_string()))
+    } else {
+        None
     }
+}
+
+fn cuda_links(elf: &goblin::elf::Elf, bytes: &[u8]) -> (Vec<CudaLink>, Option<String>) {
+    let mut links = Vec::new();
+    links.extend(elf.libraries.iter().filter_map(|name| cuda_link(name)));
     // nvcc puts device code into these sections and registers it with the runtime at start. Without a shared runtime
     // among the libraries, the runtime is in the file.
     let has_runtime = links.iter().any(|l| matches!(l, CudaLink::Runtime(_)));
-    let has_device_code = elf.section_headers.iter().any(|section| {
-        let name = elf.shdr_strtab.get_at(section.sh_name);
-        matches!(name, Some(".nv_fatbin" | ".nvFatBinSegment"))
-    });
-    let registers = || {
-        let named = |strings: &goblin::strtab::Strtab, at| {
-            strings.get_at(at) == Some("__cudaRegisterFatBinary")
-        };
-        elf.syms.iter().any(|s| named(&elf.strtab, s.st_name))
-            || elf.dynsyms.iter().any(|s| named(&elf.dynstrtab, s.st_name))
+    let sign = if has_runtime {
+        None
+    } else {
+        static_runtime(elf)
     };
-    if !has_runtime && (has_device_code || registers()) {
+    if sign.is_some() {
         links.push(CudaLink::StaticRuntime);
     }
     if memchr::memmem::find(bytes, b"libcuda.so.1").is_some() && !links.contains(&CudaLink::Driver)
@@ -211,7 +215,23 @@ fn cuda_links(elf: &goblin::elf::Elf, bytes: &[u8]) -> Vec<CudaLink> {
         links.push(CudaLink::OpensDriver);
     }
     links.sort();
-    links
+    (links, sign)
+}
+
+/// What shows that device code is in the file.
+fn static_runtime(elf: &goblin::elf::Elf) -> Option<String> {
+    let section = elf.section_headers.iter().find_map(|section| {
+        let name = elf.shdr_strtab.get_at(section.sh_name)?;
+        matches!(name, ".nv_fatbin" | ".nvFatBinSegment" | "__nv_relfatbin").then_some(name)
+    });
+    if let Some(name) = section {
+        return Some(format!("section {name}"));
+    }
+    const REGISTERS: &str = "__cudaRegisterFatBinary";
+    let named = |strings: &goblin::strtab::Strtab, at| strings.get_at(at) == Some(REGISTERS);
+    let is_there = elf.syms.iter().any(|s| named(&elf.strtab, s.st_name))
+        || elf.dynsyms.iter().any(|s| named(&elf.dynstrtab, s.st_name));
+    is_there.then(|| format!("symbol {REGISTERS}"))
 }
 
 #[cfg(test)]

@@ -37,34 +37,89 @@ pub fn parse(path: &Path, start: &[u8]) -> Option<Script> {
         return is_text.then(|| script(b"", b"/bin/sh"));
     };
     let line = line.split(|b| *b == b'\n').next()?.trim_ascii();
-    let mut words = line
-        .split(|b| b" \t".contains(b))
-        .filter(|word| !word.is_empty());
-    let interpreter = words.next()?;
+    let end = line.iter().position(|b| b" \t".contains(b));
+    let (interpreter, rest) = line.split_at(end.unwrap_or(line.len()));
+    if interpreter.is_empty() {
+        return None;
+    }
     if interpreter.rsplit(|b| *b == b'/').next() == Some(b"env")
-        && let Some(name) = named_for_env(words)
+        && let Some(name) = named_for_env(rest)
     {
-        return Some(script(line, name));
+        return Some(script(line, &name));
     }
     Some(script(line, interpreter))
 }
 
-/// The program that `env WORDS...` runs.
+/// The program that `env WORDS...` runs; `None` when only env itself can know.
 ///
 /// The kernel passes all words as one argument, so only `-S` can have more than one; env without it would look for a
 /// program with blanks in its name, which nobody means.
-fn named_for_env<'a>(words: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
-    for word in words {
-        let word = word
-            .strip_prefix(b"-S")
-            .or_else(|| word.strip_prefix(b"--split-string="))
-            .unwrap_or(word);
-        let is_option = word.is_empty() || word.starts_with(b"-");
-        if !is_option && !word.contains(&b'=') {
-            return Some(word);
+fn named_for_env(text: &[u8]) -> Option<Vec<u8>> {
+    // env replaces ${NAME} by its own environment.
+    if text.contains(&b'$') {
+        return None;
+    }
+    let mut words = split_words(text).into_iter();
+    while let Some(word) = words.next() {
+        let mut word = word.as_slice();
+        if word == b"--" {
+            return words.next();
+        }
+        if let Some(rest) = word.strip_prefix(b"--split-string") {
+            word = rest.strip_prefix(b"=").unwrap_or(rest);
+        } else if word.starts_with(b"--") {
+            if matches!(word, b"--unset" | b"--chdir") {
+                words.next();
+            }
+            continue;
+        } else if let Some(letters) = word.strip_prefix(b"-") {
+            // Letters may be joined; the first that takes a value takes the rest, or the next word.
+            match letters.iter().position(|letter| b"SuC".contains(letter)) {
+                Some(at) if letters[at] == b'S' => word = &letters[at + 1..],
+                Some(at) => {
+                    if at + 1 == letters.len() {
+                        words.next();
+                    }
+                    continue;
+                }
+                None => continue,
+            }
+        }
+        if word.starts_with(b"PATH=") {
+            return None;
+        }
+        if !word.is_empty() && !word.contains(&b'=') {
+            return Some(word.to_vec());
         }
     }
     None
+}
+
+/// Words as `env -S` takes them apart: blanks separate, quotes hold together, a backslash takes the next as it is.
+fn split_words(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut words = Vec::new();
+    let mut word: Option<Vec<u8>> = None;
+    let mut quote = None;
+    let mut bytes = text.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match (byte, quote) {
+            (b' ' | b'\t', None) => words.extend(word.take()),
+            (b'\'' | b'"', None) => {
+                quote = Some(byte);
+                word.get_or_insert_default();
+            }
+            (b, Some(q)) if b == q => quote = None,
+            (b'\\', None | Some(b'"')) => match bytes.next() {
+                Some(b'_') if quote.is_none() => words.extend(word.take()),
+                Some(b'_') => word.get_or_insert_default().push(b' '),
+                Some(next) => word.get_or_insert_default().push(next),
+                None => {}
+            },
+            _ => word.get_or_insert_default().push(byte),
+        }
+    }
+    words.extend(word);
+    words
 }
 
 #[cfg(test)]
@@ -88,6 +143,27 @@ mod tests {
             (
                 b"#!/usr/bin/env --split-string=A=1 -i python3\n",
                 Some("python3"),
+            ),
+            (
+                b"#!/usr/bin/env -vS -u HOME -C/tmp 'python3' -u\n",
+                Some("python3"),
+            ),
+            (b"#!/usr/bin/env -iS\\_A=1\\_python3\n", Some("python3")),
+            (
+                b"#!/usr/bin/env -S -i --unset X -- python3\n",
+                Some("python3"),
+            ),
+            (
+                b"#!/usr/bin/env -S \"/opt/my py/bin/python\" -u\n",
+                Some("/opt/my py/bin/python"),
+            ),
+            (
+                b"#!/usr/bin/env -S ${HOME}/bin/python\n",
+                Some("/usr/bin/env"),
+            ),
+            (
+                b"#!/usr/bin/env -S PATH=/opt/bin python\n",
+                Some("/usr/bin/env"),
             ),
             (b"#!/usr/bin/env\n", Some("/usr/bin/env")),
             (b"#!/usr/bin/env -S\n", Some("/usr/bin/env")),

@@ -80,9 +80,9 @@ impl TestEnv {
 
     /// The simulated driver's directory, for LD_LIBRARY_PATH.
     pub fn simulated_driver(&self) -> PathBuf {
-        // `selftest` extracts it; the quickest way to make it do so is a run that fails early.
+        // `selftest` extracts it; the quickest way to make it do so is a run that is refused.
         let mut command = self.greenboost(["selftest", "--simulated", "--json"]);
-        command.env("GREENBOOST_RAM_LIMIT", "2M");
+        command.env("GREENBOOST_RAM_LIMIT", "refused");
         let _ = command.output().unwrap();
         let found = find(&self.home().join(".cache/greenboost"), "libcuda.so.1");
         found
@@ -127,4 +127,14 @@ pub fn expect(command: &mut Command, status: i32) -> Output {
         stderr(&output)
     );
     output
+}
+
+/// Compiles C; whoever builds this has a compiler, because Rust links with it.
+#[track_caller]
+pub fn cc(source: &str, flags: &[&str], out: &Path) {
+    let file = out.with_extension("c");
+    fs::write(&file, source).unwrap();
+    let mut command = Command::new("cc");
+    command.arg("-o").arg(out).arg(&file).args(flags);
+    expect(&mut command, 0);
 }

@@ -165,3 +165,31 @@ fn no_gpu_and_too_little_ram() {
     let checks = document["checks"].as_array().unwrap();
     assert_eq!(checks.last().unwrap()["ok"], false);
 }
+
+#[test]
+fn a_cuda_program_survives_its_launcher() {
+    // It goes on talking to a socket that nobody reads any more, and to a ledger that has no other reader.
+    let env = TestEnv::new();
+    let out = env.file("out");
+    let driver = env.simulated_driver();
+    let script = format!(
+        "{GREENBOOST} selftest-program >out & sleep 0.05; kill -9 $PPID; wait $!; echo status $? >>out; touch over"
+    );
+    let mut command = env.greenboost(["run", "--vram-limit", "64M", "--", "sh", "-c", &script]);
+    command
+        .env("LD_LIBRARY_PATH", driver)
+        .env("FAKE_CUDA_VRAM", "96M");
+    command.status().unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    while !env.file("over").exists() {
+        assert!(
+            std::time::Instant::now() < until,
+            "{:?}",
+            fs::read_to_string(&out)
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let said = fs::read_to_string(&out).unwrap();
+    assert!(said.ends_with("status 0\n"), "{said}");
+    assert!(said.contains("ok    every byte"), "{said}");
+}

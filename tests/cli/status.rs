@@ -177,3 +177,40 @@ fn a_program_without_cuda() {
     let said = stderr(&expect(command.env("GREENBOOST", "off"), 0));
     assert!(said.contains("greenboost was off"), "{said}");
 }
+
+#[test]
+fn a_stop_by_the_shim_is_an_abort() {
+    // As `abort` ends it: the shim stops a program that way.
+    let env = TestEnv::new();
+    let mut command = env.run_script("ulimit -c 0; kill -ABRT $$");
+    let said = stderr(&expect(&mut command, 134));
+    assert!(said.contains("sh was ended by SIGABRT"), "{said}");
+}
+
+#[test]
+fn no_usable_gpu_is_3() {
+    let env = TestEnv::new();
+    let driver = env.simulated_driver();
+    for words in [&["selftest-program"][..], &["selftest-program", "--probe"]] {
+        let mut command = env.greenboost(words);
+        command
+            .env("LD_LIBRARY_PATH", &driver)
+            .env("FAKE_CUDA_FAIL", "cuInit:1+:100");
+        let said = stdout(&expect(&mut command, 3));
+        assert!(said.contains("no usable GPU"), "{said}");
+    }
+}
+
+#[test]
+fn own_errors_of_every_command() {
+    let env = TestEnv::new();
+    for words in [
+        &["doctor", "--timeout", "0"][..],
+        &["doctor", "x"],
+        &["selftest", "--no-such-flag"],
+        &["inspect", "no-such-program"],
+    ] {
+        let output = expect(&mut env.greenboost(words), 125);
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty());
+    }
+}

@@ -157,3 +157,60 @@ fn nothing_is_left_behind() {
     let left: Vec<_> = fs::read_dir(env.runtime()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn starting_a_process_inside_costs_little() {
+    const STARTS: u32 = 200;
+    let env = TestEnv::new();
+    // `times` tells the processor time of the children, which other work on this machine does not change much.
+    let script = format!("i=0; while [ $i -lt {STARTS} ]; do /bin/true; i=$((i+1)); done; times");
+    let measure = |command: &mut dyn FnMut() -> std::process::Command| {
+        let start = Instant::now();
+        let said = stdout(&expect(&mut command(), 0));
+        let children = said.lines().nth(1).unwrap();
+        let seconds: f64 = children
+            .split(' ')
+            .map(|time| {
+                let (minutes, seconds) = time.trim_end_matches('s').split_once('m').unwrap();
+                minutes.parse::<f64>().unwrap() * 60.0 + seconds.parse::<f64>().unwrap()
+            })
+            .sum();
+        (seconds, start.elapsed())
+    };
+    let mut best = [(f64::MAX, Duration::MAX); 2];
+    for _ in 0..3 {
+        let bare = measure(&mut || {
+            let mut command = env.program("sh");
+            command.args(["-c", &script]);
+            command
+        });
+        let inside = measure(&mut || env.run_script(&script));
+        for (best, new) in best.iter_mut().zip([bare, inside]) {
+            *best = (best.0.min(new.0), best.1.min(new.1));
+        }
+    }
+    let [(bare, bare_wall), (inside, inside_wall)] = best;
+    let extra = (inside - bare) * 1e6 / f64::from(STARTS);
+    println!(
+        "{STARTS} starts of /bin/true: {bare:.3} s of processor time bare, {inside:.3} s inside: \
+         {extra:.0} us more each (by the clock {bare_wall:.2?} and {inside_wall:.2?}, with the run itself)"
+    );
+    assert!(extra < 3000.0, "{extra} us");
+}
+
+#[test]
+fn names_with_blanks() {
+    let env = TestEnv::new();
+    let dir = env.file("a b c");
+    fs::create_dir(&dir).unwrap();
+    let program = env.executable("a b c/my prog", b"#!/bin/sh\necho \"$0|$1|$PWD|$MY_VAR\"\ngrep -c greenboost_shim /proc/self/maps >/dev/null\n");
+    let mut command = env.greenboost(["run", "--stats", "off", "--"]);
+    command
+        .arg(&program)
+        .arg("x y")
+        .env("MY_VAR", " p  q ")
+        .current_dir(&dir);
+    let said = stdout(&expect(&mut command, 0));
+    let dir = dir.display();
+    assert_eq!(said, format!("{dir}/my prog|x y|{dir}| p  q \n"));
+}

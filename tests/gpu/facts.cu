@@ -828,7 +828,9 @@ static void sectionNulls() {
     u64 three[3];
     void* d = nullptr;
     printf("nvmlDeviceGetMemoryInfo before nvmlInit: %d\n", info(nullptr, three));
-    printf("nvmlInit %d, handle %d\n", nvmlInit(), handle(0, &d));
+    // One after the other: arguments of one call are evaluated in any order.
+    int ready = nvmlInit(), found = handle(0, &d);
+    printf("nvmlInit %d, handle %d\n", ready, found);
     RISKY(CUresult(info(d, nullptr)));
     RISKY(CUresult(info(nullptr, three)));
     struct {
@@ -1390,7 +1392,8 @@ static void sectionNvml() {
         printf("NVML lacks a function\n");
         return;
     }
-    printf("nvmlInit %d, handle %d\n", initialise(), handle(0, &d));
+    int ready = initialise(), found = handle(0, &d); // in this order
+    printf("nvmlInit %d, handle %d\n", ready, found);
     auto show = [&](const char* when) {
         two.version = unsigned(sizeof two) | 2 << 24;
         int a = info(d, &one), b = info2(d, &two);

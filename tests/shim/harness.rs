@@ -45,6 +45,36 @@ fn fake_cuda() -> PathBuf {
     )
 }
 
+/// The shim with `fault-injection`, built when it is first asked for, in a target directory of its own.
+pub fn faulty_shim() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let path = BUILT.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faulty-shim");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // What the outer cargo says to its tests is not meant for this build.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CARGO_PKG_") {
+                cargo.env_remove(name);
+            }
+        }
+        cargo
+            .args(["build", "--quiet", "--locked", "--lib"])
+            .args(["--package", "greenboost-shim"])
+            .args(["--features", "greenboost-shim/fault-injection"])
+            .arg("--manifest-path")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .env_remove("CARGO_BUILD_TARGET")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0");
+        let output = cargo.output().expect("cargo");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{cargo:?}\n{errors}");
+        target.join("debug/libgreenboost_shim.so")
+    });
+    path.clone()
+}
+
 /// Where everything is that the victims need.
 pub struct Bench {
     /// Victims and their libraries.
@@ -207,6 +237,7 @@ pub struct Job {
     dir: tempfile::TempDir,
     pub ledger: &'static Mapped,
     control: Mutex<Option<OwnedFd>>,
+    slack: u64,
 }
 
 impl Job {
@@ -226,6 +257,7 @@ impl Job {
             dir,
             ledger: Box::leak(Box::new(ledger)),
             control: Mutex::new(Some(control)),
+            slack: 0,
         }
     }
 
@@ -283,7 +315,7 @@ impl Job {
         assert!(most <= limit, "{most} bytes of host memory of {limit}");
         for (index, device) in l.devices() {
             let most = device.vram_peak.load(SeqCst);
-            let limit = device.vram_limit();
+            let limit = device.vram_limit() + self.slack;
             assert!(
                 most <= limit,
                 "device {index}: {most} bytes of VRAM of {limit}"
@@ -321,6 +353,8 @@ pub struct Run {
     degraded: bool,
     wounded: bool,
     complaints: Vec<String>,
+    shim: Option<PathBuf>,
+    slack: u64,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -345,6 +379,8 @@ pub fn run(victim: &str, args: &[&str]) -> Run {
         degraded: false,
         wounded: false,
         complaints: Vec::new(),
+        shim: None,
+        slack: 0,
     }
 }
 
@@ -395,6 +431,18 @@ impl Run {
         self
     }
 
+    /// With another build of the shim.
+    pub fn under(mut self, shim: PathBuf) -> Run {
+        self.shim = Some(shim);
+        self
+    }
+
+    /// So many MiB more of VRAM than the limit may be held: what the driver's own pools took is counted, not limited.
+    pub fn slack(mut self, mib: u64) -> Run {
+        self.slack = mib * MIB;
+        self
+    }
+
     /// The program itself does what the simulated driver complains of in such words.
     pub fn misuses(mut self, words: &str) -> Run {
         self.complaints.push(words.into());
@@ -402,7 +450,10 @@ impl Run {
     }
 
     pub fn job(&self) -> Job {
-        Job::new(self.settings)
+        Job {
+            slack: self.slack,
+            ..Job::new(self.settings)
+        }
     }
 
     fn command(&self, dir: &Path) -> Command {
@@ -437,7 +488,7 @@ impl Run {
     pub fn start_in<'a>(&self, job: &'a Job) -> Running<'a> {
         let mut command = self.command(job.path());
         command
-            .env("LD_PRELOAD", shim())
+            .env("LD_PRELOAD", self.shim.clone().unwrap_or_else(shim))
             .env(JOB_ENV, job.path())
             .envs(&self.env);
         Running::start(self.clone(), command, None, Some(job))

@@ -2,8 +2,8 @@
 //! the shim preloaded and, mostly, without it, and compares what they print.
 //!
 //! After each run the simulated driver must have seen no misuse, stderr must be empty, and the ledger must be sane:
-//! never above a limit, and nothing held when the process is gone. Test names carry the number of the line of PITFALLS
-//! that they cover.
+//! never above a limit, and nothing held when the process is gone. Test names carry the number of the line of the
+//! table in README.md that they cover.
 
 mod exports;
 mod harness;
@@ -11,8 +11,11 @@ mod inject;
 mod interception;
 mod life;
 mod limits;
+mod mediation;
 mod memory;
 mod order;
 mod own_memory;
 mod pinned;
+mod pitfalls;
 mod random;
+mod wounded;

@@ -1,11 +1,13 @@
-//! A random program: allocations, copies, memsets, kernels, graphs and frees on several threads and streams, compared
-//! byte for byte with a plain memory on the host.
+//! A random program: allocations, copies, memsets, kernels, graphs, host functions and frees on several threads and
+//! streams, compared byte for byte with a plain memory on the host.
 //!
-//! `random SEED THREADS STREAMS OPERATIONS MIB`: each thread holds at most MIB. An out-of-memory is an answer; the
-//! thread goes on with less. The first operations of a longer run are those of a shorter one.
+//! `random SEED THREADS STREAMS OPERATIONS MIB [pool] [peer]`: each thread holds at most MIB. An out-of-memory is an
+//! answer; the thread goes on with less. The first operations of a longer run are those of a shorter one. With `pool`
+//! some allocations are stream-ordered, with `peer` some are on a second device.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use victim::gpu::{Gpu, Kernels};
 use victim::*;
 
@@ -13,17 +15,21 @@ fn main() {
     let number = |n: usize| argument(n).parse::<u64>().expect("a number");
     let (seed, threads, streams, operations, mib) =
         (number(1), number(2), number(3), number(4), number(5));
+    let has = |word: &str| std::env::args().any(|a| a == word);
+    let pool = has("pool");
     let gpu = Gpu::open();
     let kernels = Kernels::load(&gpu);
+    let far = has("peer").then(|| Gpu::on(Driver::reach(), 1));
     let refused: u64 = std::thread::scope(|s| {
         let workers: Vec<_> = (0..threads)
             .map(|t| {
-                let (gpu, kernels) = (&gpu, &kernels);
+                let (gpu, kernels, far) = (&gpu, &kernels, far.as_ref());
                 s.spawn(move || {
                     gpu.enter();
                     let numbers = Numbers(seed.wrapping_mul(0x1_0001) + t * 7919 + 1);
                     let mut w =
                         Worker::new(gpu, kernels, t, numbers, streams, (mib << 20) as usize);
+                    (w.pool, w.far) = (pool, far);
                     for operation in 0..operations {
                         w.operation = operation;
                         w.step();
@@ -53,15 +59,106 @@ struct Lane {
     used: usize,
     /// What queued copies out must have brought: offset in the pinned memory, and the bytes.
     due: VecDeque<(usize, Vec<u8>, u64)>,
+    /// Host functions that have run here, and how many there must be.
+    called: Box<AtomicU64>,
+    calls: u64,
 }
 
-const PINNED: usize = 4 << 20;
+const PINNED: usize = 2 << 20;
 
 /// Held by a thread that captures, and by one that synchronises the context.
 static CAPTURING: Mutex<()> = Mutex::new(());
 
 /// An allocation, what it must hold, and the lane of its last use.
 struct Buffer {
+    at: CUdeviceptr,
+    bytes: Vec<u8>,
+    last: usize,
+    /// Stream-ordered.
+    pooled: bool,
+}
+
+/// What a host function does in its turn: says that it came in its turn, and writes where a copy will read.
+struct Call {
+    called: *const AtomicU64,
+    turn: u64,
+    seed: u64,
+    to: *mut u8,
+    len: usize,
+}
+
+/// Host functions that came out of turn.
+static OUT_OF_TURN: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn call(data: *mut c_void) {
+    // SAFETY: the caller made it by `Box::into_raw` for this one call; what it points to outlives the lane's work.
+    unsafe {
+        let it = Box::from_raw(data.cast::<Call>());
+        if (*it.called).fetch_add(1, SeqCst) != it.turn {
+            OUT_OF_TURN.fetch_add(1, SeqCst);
+        }
+        Numbers(it.seed).fill(std::slice::from_raw_parts_mut(it.to, it.len));
+    }
+}
+
+/// A host function in a graph: counts.
+extern "C" fn count(data: *mut c_void) {
+    // SAFETY: the graph's own counter.
+    unsafe { (*data.cast::<AtomicU64>()).fetch_add(1, SeqCst) };
+}
+
+/// A graph that was captured, and what a launch of it does.
+struct Graph {
+    exec: CUgraphExec,
+    steps: Vec<Step>,
+    launches: u64,
+    counted: Box<AtomicU64>,
+    /// Host functions in it.
+    counts: u64,
+    /// Pinned memory that its copies read at each launch.
+    source: *mut u8,
+}
+
+const SOURCE: usize = 256 << 10;
+
+/// One operation of a graph. Parts name buffers by their address here: others come and go meanwhile.
+enum Step {
+    Set(Place, u32),
+    Fill(Place, u64),
+    Add(Place, u64),
+    Axpy(Place, Place, u64),
+    Copy(Place, Place),
+    /// From so far into the pinned memory.
+    Load(Place, usize),
+    Count,
+}
+
+/// A part of the buffer at an address.
+#[derive(Clone, Copy)]
+struct Place {
+    base: CUdeviceptr,
+    start: usize,
+    len: usize,
+}
+
+impl Place {
+    fn at(self) -> CUdeviceptr {
+        self.base + self.start as u64
+    }
+}
+
+impl Step {
+    fn places(&self) -> Vec<Place> {
+        match *self {
+            Step::Set(p, _) | Step::Fill(p, _) | Step::Add(p, _) | Step::Load(p, _) => vec![p],
+            Step::Axpy(a, b, _) | Step::Copy(a, b) => vec![a, b],
+            Step::Count => vec![],
+        }
+    }
+}
+
+/// An allocation on the second device.
+struct Far {
     at: CUdeviceptr,
     bytes: Vec<u8>,
     last: usize,
@@ -77,6 +174,10 @@ struct Worker<'a> {
     held: usize,
     lanes: Vec<Lane>,
     buffers: Vec<Buffer>,
+    graphs: Vec<Graph>,
+    pool: bool,
+    far: Option<&'a Gpu>,
+    fars: Vec<Far>,
     refused: u64,
     verbose: bool,
 }
@@ -98,7 +199,7 @@ impl<'a> Worker<'a> {
         streams: u64,
         most: usize,
     ) -> Worker<'a> {
-        // Lane 0 is the legacy null stream, with which blocking streams are in order.
+        // Lane 0 is the legacy null stream, with which blocking streams are in order; one of those is the thread's own.
         let lanes = (0..=streams)
             .map(|i| {
                 let mut pinned = std::ptr::null_mut();
@@ -109,15 +210,17 @@ impl<'a> Worker<'a> {
                     0
                 };
                 Lane {
-                    stream: if i == 0 {
-                        std::ptr::null_mut()
-                    } else {
-                        gpu.stream(flags)
+                    stream: match i {
+                        0 => std::ptr::null_mut(),
+                        3 => CU_STREAM_PER_THREAD as CUstream,
+                        _ => gpu.stream(flags),
                     },
                     blocking: i == 0 || flags == 0,
                     pinned: pinned.cast(),
                     used: 0,
                     due: VecDeque::new(),
+                    called: Box::default(),
+                    calls: 0,
                 }
             })
             .collect();
@@ -131,6 +234,10 @@ impl<'a> Worker<'a> {
             held: 0,
             lanes,
             buffers: Vec::new(),
+            graphs: Vec::new(),
+            pool: false,
+            far: None,
+            fars: Vec::new(),
             refused: 0,
             verbose: std::env::var_os("VERBOSE").is_some(),
         }
@@ -181,16 +288,25 @@ impl<'a> Worker<'a> {
     /// Puts the next use of a buffer, on `lane`, behind its last one.
     fn follow(&mut self, buffer: usize, lane: usize) {
         let last = std::mem::replace(&mut self.buffers[buffer].last, lane);
+        self.wait(lane, last);
+    }
+
+    /// Lets what comes on a lane wait for what is on another.
+    fn wait(&self, lane: usize, last: usize) {
         let implicit =
             (last == 0 || lane == 0) && self.lanes[last].blocking && self.lanes[lane].blocking;
-        if last == lane || implicit {
-            return;
+        if last != lane && !implicit {
+            self.join(self.lanes[lane].stream, self.lanes[last].stream);
         }
+    }
+
+    /// A stream waits for an event of another.
+    fn join(&self, stream: CUstream, other: CUstream) {
         let cuda = &self.gpu.cuda;
         let mut event = std::ptr::null_mut();
         ok(cuda.cuEventCreate(&mut event, 2));
-        ok(cuda.cuEventRecord(event, self.lanes[last].stream));
-        ok(cuda.cuStreamWaitEvent(self.lanes[lane].stream, event, 0));
+        ok(cuda.cuEventRecord(event, other));
+        ok(cuda.cuStreamWaitEvent(stream, event, 0));
         ok(cuda.cuEventDestroy_v2(event));
     }
 
@@ -205,6 +321,9 @@ impl<'a> Worker<'a> {
             self.compare(got, &bytes, &format!("the copy of operation {operation}"));
         }
         self.lanes[lane].used = 0;
+        let (called, calls) = (self.lanes[lane].called.load(SeqCst), self.lanes[lane].calls);
+        assert_eq!(called, calls, "host functions of lane {lane}");
+        assert_eq!(OUT_OF_TURN.load(SeqCst), 0, "host functions out of turn");
     }
 
     /// A piece of the lane's pinned memory.
@@ -233,7 +352,7 @@ impl<'a> Worker<'a> {
     }
 
     fn step(&mut self) {
-        match self.below(24) {
+        match self.below(30) {
             0..=4 => self.allocate(),
             5..=6 => self.free(),
             7 => self.write(),
@@ -248,7 +367,11 @@ impl<'a> Worker<'a> {
             20 => self.rectangle(),
             21 => self.graph(),
             22 => self.synchronise(),
-            _ => self.unified(),
+            23 => self.unified(),
+            24..=25 => self.host_function(),
+            26..=27 => self.again(),
+            28 => self.event(),
+            _ => self.peer(),
         }
     }
 
@@ -262,7 +385,19 @@ impl<'a> Worker<'a> {
         if self.held + len > self.most {
             return self.free();
         }
-        let at = match self.gpu.try_alloc(len) {
+        let lane = self.lane();
+        let pooled = self.pool && len < 1 << 20 && self.below(2) == 0;
+        let made = if pooled {
+            let mut at = 0;
+            let stream = self.lanes[lane].stream;
+            match self.gpu.cuda.cuMemAllocAsync(&mut at, len, stream) {
+                CUDA_SUCCESS => Ok(at),
+                e => Err(e),
+            }
+        } else {
+            self.gpu.try_alloc(len)
+        };
+        let at = match made {
             Ok(at) => at,
             Err(CUDA_ERROR_OUT_OF_MEMORY) => {
                 self.say("out of memory");
@@ -276,11 +411,11 @@ impl<'a> Worker<'a> {
         };
         self.say(&format!("alloc {len} at {at:#x}"));
         self.held += len;
-        let lane = self.lane();
         self.buffers.push(Buffer {
             at,
             bytes: vec![0; len],
             last: lane,
+            pooled,
         });
         let whole = Part {
             buffer: self.buffers.len() - 1,
@@ -315,15 +450,45 @@ impl<'a> Worker<'a> {
             return;
         }
         let i = self.below(self.buffers.len());
-        let buffer = self.buffers.swap_remove(i);
-        self.held -= buffer.bytes.len();
+        let buffer = self.take_out(i);
         self.say(&format!("free {:#x}", buffer.at));
         if self.numbers.below(3) == 0 {
             self.settle(buffer.last);
             let got = self.gpu.read(buffer.at, buffer.bytes.len());
             self.compare(&got, &buffer.bytes, "a buffer at its free");
         }
-        self.gpu.free(buffer.at);
+        self.release(buffer);
+    }
+
+    /// Takes a buffer and the graphs that know it off the lists.
+    fn take_out(&mut self, i: usize) -> Buffer {
+        let buffer = self.buffers.swap_remove(i);
+        self.held -= buffer.bytes.len();
+        let knows = |g: &Graph| {
+            g.steps
+                .iter()
+                .flat_map(Step::places)
+                .any(|p| p.base == buffer.at)
+        };
+        while let Some(i) = self.graphs.iter().position(knows) {
+            let graph = self.graphs.swap_remove(i);
+            self.settle(buffer.last);
+            self.forget(graph);
+        }
+        buffer
+    }
+
+    /// Frees a buffer; work on it may be queued.
+    fn release(&mut self, buffer: Buffer) {
+        if !buffer.pooled {
+            return self.gpu.free(buffer.at);
+        }
+        let lane = self.lane();
+        self.wait(lane, buffer.last);
+        ok(self
+            .gpu
+            .cuda
+            .cuMemFreeAsync(buffer.at, self.lanes[lane].stream));
     }
 
     fn write(&mut self) {
@@ -628,50 +793,359 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// A few operations captured, launched several times.
-    fn graph(&mut self) {
-        // Not a blocking stream: while one captures, nobody may use the null stream.
-        let lane = (1..self.lanes.len())
-            .rev()
-            .find(|l| !self.lanes[*l].blocking);
-        let Some(lane) = lane else { return };
-        let Some((to, from)) = self.two(2 << 20, 8) else {
-            return;
+    /// A place in a random buffer, for a graph.
+    fn place(&mut self, most: usize) -> Option<Place> {
+        let p = self.part(most, 8)?;
+        Some(Place {
+            base: self.buffers[p.buffer].at,
+            start: p.start,
+            len: p.len,
+        })
+    }
+
+    /// Two places of the same length that do not overlap.
+    fn places(&mut self, most: usize) -> Option<(Place, Place)> {
+        let (a, b) = self.two(most, 8)?;
+        let place = |p: Part| Place {
+            base: self.buffers[p.buffer].at,
+            start: p.start,
+            len: p.len,
         };
-        self.say(&format!(
-            "graph {:#x} <- {:#x} {}",
-            self.at(to),
-            self.at(from),
-            to.len
-        ));
-        self.follow(to.buffer, lane);
-        self.follow(from.buffer, lane);
+        Some((place(a), place(b)))
+    }
+
+    fn random_step(&mut self) -> Option<Step> {
+        let value = self.numbers.draw();
+        let most = 2 << 20;
+        Some(match self.below(7) {
+            0 => Step::Set(self.place(most)?, value as u32),
+            1 => Step::Fill(self.place(most)?, value),
+            2 => Step::Add(self.place(most)?, value),
+            3 => {
+                let (to, from) = self.places(most)?;
+                Step::Axpy(to, from, value)
+            }
+            4 => {
+                let (to, from) = self.places(most)?;
+                Step::Copy(to, from)
+            }
+            5 => {
+                let to = self.place(SOURCE / 2)?;
+                Step::Load(to, self.below(SOURCE / 2))
+            }
+            _ => Step::Count,
+        })
+    }
+
+    /// Puts a step on a stream.
+    fn enqueue(&self, step: &Step, graph: &Graph, stream: CUstream) {
+        let (cuda, gpu, k) = (&self.gpu.cuda, self.gpu, self.kernels);
+        let words = |p: &Place| p.len as u64 / 8;
+        match step {
+            Step::Set(p, v) => ok(cuda.cuMemsetD32Async(p.at(), *v, p.len / 4, stream)),
+            Step::Fill(p, v) => k.fill(gpu, stream, p.at(), words(p), *v),
+            Step::Add(p, v) => k.add(gpu, stream, p.at(), words(p), *v),
+            Step::Axpy(to, from, v) => k.axpy(gpu, stream, to.at(), from.at(), words(to), *v),
+            Step::Copy(to, from) => {
+                ok(cuda.cuMemcpyDtoDAsync_v2(to.at(), from.at(), to.len, stream))
+            }
+            Step::Load(to, offset) => {
+                // SAFETY: within the graph's pinned memory.
+                let from = unsafe { graph.source.add(*offset) };
+                ok(cuda.cuMemcpyHtoDAsync_v2(to.at(), from.cast(), to.len, stream));
+            }
+            Step::Count => {
+                let counter = std::ptr::from_ref(&*graph.counted).cast_mut().cast();
+                ok(cuda.cuLaunchHostFunc(stream, count, counter));
+            }
+        }
+    }
+
+    fn part_of(&self, p: Place) -> Part {
+        let buffer = self.buffers.iter().position(|b| b.at == p.base);
+        Part {
+            buffer: buffer.expect("graphs go with their buffers"),
+            start: p.start,
+            len: p.len,
+        }
+    }
+
+    /// What a step does, done to the model.
+    fn imitate(&mut self, step: &Step, source: &[u8]) {
+        match *step {
+            Step::Set(p, v) => {
+                let p = self.part_of(p);
+                self.fill(p, 4, v);
+            }
+            Step::Fill(p, v) => {
+                let p = self.part_of(p);
+                change(self.model(p), |_, i| Kernels::filled(v, i as u64));
+            }
+            Step::Add(p, v) => {
+                let p = self.part_of(p);
+                change(self.model(p), |word, _| word.wrapping_add(v));
+            }
+            Step::Axpy(to, from, v) => {
+                let (to, from) = (self.part_of(to), self.part_of(from));
+                let other = self.model(from).to_vec();
+                change(self.model(to), |word, i| {
+                    word.wrapping_mul(v).wrapping_add(word_at(&other, i))
+                });
+            }
+            Step::Copy(to, from) => {
+                let (to, from) = (self.part_of(to), self.part_of(from));
+                self.moved(to, from);
+            }
+            Step::Load(to, offset) => {
+                let part = self.part_of(to);
+                self.model(part)
+                    .copy_from_slice(&source[offset..offset + to.len]);
+            }
+            Step::Count => {}
+        }
+    }
+
+    /// Some operations captured, over two streams at times, while memory comes and goes; launched several times.
+    fn graph(&mut self) {
+        // Not blocking streams: while one captures, nobody may use the null stream.
+        let free_ones: Vec<usize> = (1..self.lanes.len())
+            .filter(|l| !self.lanes[*l].blocking)
+            .collect();
+        if free_ones.is_empty() || self.graphs.len() > 2 {
+            return self.again();
+        }
+        let lane = free_ones[self.below(free_ones.len())];
+        let other = free_ones[self.below(free_ones.len())];
+        let count = 1 + self.below(8);
+        let steps: Vec<Step> = (0..count).filter_map(|_| self.random_step()).collect();
         let (cuda, stream) = (&self.gpu.cuda, self.lanes[lane].stream);
-        let value = self.numbers.draw() as u32;
+        let mut source = std::ptr::null_mut();
+        ok(cuda.cuMemHostAlloc(&mut source, SOURCE, 0));
+        let mut graph = Graph {
+            exec: std::ptr::null_mut(),
+            counts: steps.iter().filter(|s| matches!(s, Step::Count)).count() as u64,
+            steps,
+            launches: 0,
+            counted: Box::default(),
+            source: source.cast(),
+        };
+        let seed = self.numbers.draw();
+        Numbers(seed).fill(
+            // SAFETY: the graph's own memory, that nothing reads yet.
+            unsafe { std::slice::from_raw_parts_mut(graph.source, SOURCE) },
+        );
+        self.say(&format!("capture {} steps, lane {lane}", graph.steps.len()));
+        // What is in flight on the second stream has nothing to do with the capture.
+        let branch = (other != lane).then(|| self.below(graph.steps.len() + 1));
+        if branch.is_some() {
+            self.settle(other);
+        }
         // Relaxed: the other threads allocate and free meanwhile. Only a context that captures is not synchronised.
         let capturing = CAPTURING.lock().expect("no panic in a capture");
         ok(cuda.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
-        ok(cuda.cuMemsetD32Async(self.at(to), value, to.len / 4, stream));
-        let words = to.len as u64 / 8;
-        self.kernels
-            .axpy(self.gpu, stream, self.at(from), self.at(to), words, 3);
-        ok(cuda.cuMemcpyDtoDAsync_v2(self.at(to), self.at(from), to.len, stream));
-        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
-        ok(cuda.cuStreamEndCapture(stream, &mut graph));
+        let mut new = None;
+        for (i, step) in graph.steps.iter().enumerate() {
+            let aside = self.lanes[other].stream;
+            if branch == Some(i) {
+                self.join(aside, stream);
+                self.enqueue(step, &graph, aside);
+                self.join(stream, aside);
+            } else {
+                self.enqueue(step, &graph, stream);
+            }
+        }
+        // Memory comes and goes while the capture is open.
+        let spare = |b: &Buffer| {
+            let mut places = graph.steps.iter().flat_map(Step::places);
+            !b.pooled && !places.any(|p| p.base == b.at)
+        };
+        let idle = self.graphs.is_empty();
+        if let (true, Some(i)) = (idle, self.buffers.iter().position(spare)) {
+            let buffer = self.take_out(i);
+            self.say(&format!("free {:#x} in the capture", buffer.at));
+            let len = buffer.bytes.len();
+            self.gpu.free(buffer.at);
+            new = self.gpu.try_alloc(len).ok().map(|at| (at, len));
+        }
+        let mut made = std::ptr::null_mut();
+        ok(cuda.cuStreamEndCapture(stream, &mut made));
         drop(capturing);
-        ok(cuda.cuGraphInstantiateWithFlags(&mut exec, graph, 0));
-        ok(cuda.cuGraphDestroy(graph));
-        let times = 1 + self.numbers.below(3);
-        for _ in 0..times {
-            ok(cuda.cuGraphLaunch(exec, stream));
-            let set = u64::from(value) << 32 | u64::from(value);
-            change(self.model(from), |word, _| {
-                word.wrapping_mul(3).wrapping_add(set)
+        ok(cuda.cuGraphInstantiateWithFlags(&mut graph.exec, made, 0));
+        ok(cuda.cuGraphDestroy(made));
+        if let Some((at, len)) = new {
+            ok(cuda.cuMemsetD8Async(at, 0x3C, len, stream));
+            self.held += len;
+            self.buffers.push(Buffer {
+                at,
+                bytes: vec![0x3C; len],
+                last: lane,
+                pooled: false,
             });
         }
-        self.moved(to, from);
+        self.graphs.push(graph);
+        for _ in 0..1 + self.below(3) {
+            self.launch_graph(self.graphs.len() - 1, lane);
+        }
+    }
+
+    /// A graph of before, on any stream.
+    fn again(&mut self) {
+        if self.graphs.is_empty() {
+            return;
+        }
+        let (i, lane) = (self.below(self.graphs.len()), self.lane());
+        if self.below(4) == 0 {
+            // The last launch may be on any lane.
+            for lane in 0..self.lanes.len() {
+                self.settle(lane);
+            }
+            let graph = self.graphs.swap_remove(i);
+            return self.forget(graph);
+        }
+        self.launch_graph(i, lane);
+    }
+
+    fn launch_graph(&mut self, i: usize, lane: usize) {
+        let mut graph = self.graphs.swap_remove(i);
+        self.say(&format!("launch a graph, lane {lane}"));
+        for place in graph.steps.iter().flat_map(Step::places) {
+            let part = self.part_of(place);
+            self.follow(part.buffer, lane);
+        }
+        let stream = self.lanes[lane].stream;
+        ok(self.gpu.cuda.cuGraphLaunch(graph.exec, stream));
+        graph.launches += 1;
+        // SAFETY: nobody writes it any more.
+        let source = unsafe { std::slice::from_raw_parts(graph.source, SOURCE) };
+        for step in &graph.steps {
+            self.imitate(step, source);
+        }
+        self.graphs.push(graph);
+    }
+
+    /// Destroys a graph.
+    fn forget(&mut self, graph: Graph) {
+        for lane in 0..self.lanes.len() {
+            self.settle(lane);
+        }
+        assert_eq!(
+            graph.counted.load(SeqCst),
+            graph.counts * graph.launches,
+            "host functions of a graph"
+        );
+        ok(self.gpu.cuda.cuGraphExecDestroy(graph.exec));
+        ok(self.gpu.cuda.cuMemFreeHost(graph.source.cast()));
+    }
+
+    /// A host function writes what a copy behind it brings to the device.
+    fn host_function(&mut self) {
+        let lane = self.lane();
+        let Some(p) = self.part(PINNED / 8, 1) else {
+            return;
+        };
+        self.follow(p.buffer, lane);
+        let offset = self.pinned(lane, p.len);
+        let seed = self.numbers.draw();
+        self.say(&format!("host function {:#x} {} lane {lane}", self.at(p), p.len));
+        // SAFETY: within the lane's own memory.
+        let to = unsafe { self.lanes[lane].pinned.add(offset) };
+        let call_data = Box::new(Call {
+            called: &raw const *self.lanes[lane].called,
+            turn: self.lanes[lane].calls,
+            seed,
+            to,
+            len: p.len,
+        });
+        self.lanes[lane].calls += 1;
+        let (cuda, stream) = (&self.gpu.cuda, self.lanes[lane].stream);
+        ok(cuda.cuLaunchHostFunc(stream, call, Box::into_raw(call_data).cast()));
+        ok(cuda.cuMemcpyHtoDAsync_v2(self.at(p), to.cast_const().cast(), p.len, stream));
+        self.model(p).copy_from_slice(&pattern(seed, p.len));
+    }
+
+    /// Waits for an event instead of a stream; sometimes another stream waits too.
+    fn event(&mut self) {
+        let (lane, other) = (self.lane(), self.lane());
+        self.wait(other, lane);
+        let cuda = &self.gpu.cuda;
+        let mut event = std::ptr::null_mut();
+        ok(cuda.cuEventCreate(&mut event, 2));
+        ok(cuda.cuEventRecord(event, self.lanes[lane].stream));
+        ok(cuda.cuEventSynchronize(event));
+        ok(cuda.cuEventDestroy_v2(event));
+        // Other threads may have work on the null stream.
+        let query = cuda.cuStreamQuery(self.lanes[lane].stream);
+        assert!(query == CUDA_SUCCESS || lane == 0 && query == CUDA_ERROR_NOT_READY);
         self.settle(lane);
-        ok(cuda.cuGraphExecDestroy(exec));
+    }
+
+    /// Memory of a second device, reached by copies only.
+    fn peer(&mut self) {
+        let Some(far) = self.far else { return };
+        let what = self.below(5);
+        if what == 0 && self.fars.len() < 3 {
+            let len = (1 << 20) + self.below(4 << 20);
+            far.enter();
+            if let Ok(at) = far.try_alloc(len) {
+                let seed = self.numbers.draw();
+                far.write(at, &pattern(seed, len));
+                self.say(&format!("far alloc {len} at {at:#x}"));
+                self.fars.push(Far {
+                    at,
+                    bytes: pattern(seed, len),
+                    last: 0,
+                });
+            } else {
+                self.refused += 1;
+            }
+            return self.gpu.enter();
+        }
+        if self.fars.is_empty() {
+            return;
+        }
+        let f = self.below(self.fars.len());
+        if what == 1 {
+            let it = self.fars.swap_remove(f);
+            self.say(&format!("far free {:#x}", it.at));
+            self.settle(it.last);
+            far.enter();
+            let got = far.read(it.at, it.bytes.len());
+            self.compare(&got, &it.bytes, "far memory");
+            far.free(it.at);
+            return self.gpu.enter();
+        }
+        let Some(mut near) = self.part(2 << 20, 1) else {
+            return;
+        };
+        let len = near.len.min(self.fars[f].bytes.len());
+        let start = self.below(self.fars[f].bytes.len() - len + 1);
+        near.len = len;
+        // The synchronous form runs in order with the null stream.
+        let sync = self.below(2) == 0;
+        let lane = if sync { 0 } else { self.lane() };
+        self.follow(near.buffer, lane);
+        let last = std::mem::replace(&mut self.fars[f].last, lane);
+        self.wait(lane, last);
+        let (near_at, far_at) = (self.at(near), self.fars[f].at + start as u64);
+        let ((to, to_context), (from, from_context)) = if what < 4 {
+            ((near_at, self.gpu.context), (far_at, far.context))
+        } else {
+            ((far_at, far.context), (near_at, self.gpu.context))
+        };
+        self.say(&format!("peer {to:#x} <- {from:#x} {len} lane {lane}"));
+        let (cuda, stream) = (&self.gpu.cuda, self.lanes[lane].stream);
+        ok(if sync {
+            cuda.cuMemcpyPeer(to, to_context, from, from_context, len)
+        } else {
+            cuda.cuMemcpyPeerAsync(to, to_context, from, from_context, len, stream)
+        });
+        if what < 4 {
+            let bytes = self.fars[f].bytes[start..start + len].to_vec();
+            self.model(near).copy_from_slice(&bytes);
+        } else {
+            let bytes = self.model(near).to_vec();
+            self.fars[f].bytes[start..start + len].copy_from_slice(&bytes);
+        }
     }
 
     fn synchronise(&mut self) {
@@ -713,15 +1187,30 @@ impl<'a> Worker<'a> {
         for lane in 0..self.lanes.len() {
             self.settle(lane);
         }
+        for graph in std::mem::take(&mut self.graphs) {
+            self.forget(graph);
+        }
         self.synchronise_context();
+        if let Some(far) = self.far {
+            far.enter();
+            for it in std::mem::take(&mut self.fars) {
+                let got = far.read(it.at, it.bytes.len());
+                self.compare(&got, &it.bytes, "far memory at the end");
+                far.free(it.at);
+            }
+            self.gpu.enter();
+        }
         for buffer in std::mem::take(&mut self.buffers) {
             let got = self.gpu.read(buffer.at, buffer.bytes.len());
             self.compare(&got, &buffer.bytes, "a buffer at the end");
-            self.gpu.free(buffer.at);
+            self.release(buffer);
+        }
+        for lane in 0..self.lanes.len() {
+            self.settle(lane);
         }
         for lane in &self.lanes {
             ok(self.gpu.cuda.cuMemFreeHost(lane.pinned.cast()));
-            if !lane.stream.is_null() {
+            if lane.stream as usize > CU_STREAM_PER_THREAD {
                 ok(self.gpu.cuda.cuStreamDestroy_v2(lane.stream));
             }
         }

@@ -3,46 +3,43 @@
 //! All contexts that the program made on the device are synchronised, and all there are once peers have access: the
 //! program's own synchronisations are hints, not proofs.
 //!
-//! `cuCtxSynchronize` breaks a capture that is open when it is called. A drain announces itself before it looks for
-//! captures, and a capture before it looks for drains, so at least one sees the other. A capture that sees a drain waits
-//! until the drain's calls have entered the driver, for a bounded time: it holds no lock, and the drain may itself be
-//! waiting for work that waits for this thread.
+//! `cuCtxSynchronize` breaks a capture that is open when it is called; the [`gate`] keeps the two apart.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use greenboost_abi::*;
 
+use self::gate::Gate;
 use super::device::Device;
 use super::map::Handle;
 use crate::driver;
 
-static CAPTURES: AtomicUsize = AtomicUsize::new(0);
-static DRAINS: AtomicUsize = AtomicUsize::new(0);
+mod gate;
+
+/// What the gate is made of. The model (`shim/tests/model`) compiles its source a second time, over its own.
+mod sync {
+    pub use std::sync::atomic::AtomicUsize;
+    pub use std::thread::sleep;
+    pub use std::time::Instant;
+}
+
+static GATE: Gate = Gate::new();
 /// The program's contexts and their devices.
 static CONTEXTS: Mutex<Vec<(Handle, CUdevice)>> = Mutex::new(Vec::new());
 
-/// How long the start of a capture waits for a drain that is about to call the driver.
-const ENTRY: Duration = Duration::from_millis(10);
-
 /// A capture is about to begin.
 pub fn capture_opens() {
-    CAPTURES.fetch_add(1, SeqCst);
-    let deadline = Instant::now() + ENTRY;
-    while DRAINS.load(SeqCst) != 0 && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_micros(50));
-    }
+    GATE.open();
 }
 
 /// A capture has ended or did not begin.
 pub fn capture_closes() {
-    CAPTURES.fetch_sub(1, SeqCst);
+    GATE.close();
 }
 
 /// Whether any capture is open.
 pub fn capturing() -> bool {
-    CAPTURES.load(SeqCst) != 0
+    GATE.is_open()
 }
 
 /// Remembers a context of the program.
@@ -80,14 +77,8 @@ pub enum Drained {
 
 /// Waits for all work that could touch allocations of this device made in `own`.
 pub fn drain(device: &Device, own: Handle) -> Drained {
-    DRAINS.fetch_add(1, SeqCst);
-    let result = if capturing() {
-        Drained::Capturing
-    } else {
-        synchronize(device, own)
-    };
-    DRAINS.fetch_sub(1, SeqCst);
-    result
+    GATE.drain(|| synchronize(device, own))
+        .unwrap_or(Drained::Capturing)
 }
 
 fn synchronize(device: &Device, own: Handle) -> Drained {
@@ -130,15 +121,18 @@ fn synchronize(device: &Device, own: Handle) -> Drained {
 mod tests {
     use super::*;
 
+    /// In real time; every order of the steps is tried in `shim/tests/model`.
     #[test]
     fn a_capture_waits_for_a_drain_but_not_for_ever() {
-        DRAINS.fetch_add(1, SeqCst);
-        let start = Instant::now();
-        capture_opens();
-        assert!(start.elapsed() >= ENTRY);
-        assert!(capturing());
-        DRAINS.fetch_sub(1, SeqCst);
-        capture_closes();
+        let drained = GATE.drain(|| {
+            let start = std::time::Instant::now();
+            capture_opens();
+            assert!(start.elapsed() >= gate::ENTRY);
+            assert!(capturing());
+            assert_eq!(GATE.drain(|| ()), None);
+            capture_closes();
+        });
+        assert_eq!(drained, Some(()));
         assert!(!capturing());
     }
 

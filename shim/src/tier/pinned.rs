@@ -105,7 +105,8 @@ impl Pinned {
     pub unsafe fn take_down(self, job: &Job, device: &Device) {
         // SAFETY: the caller's promise.
         let mut result = unsafe { driver::host_unregister(self.base) };
-        if result == Err(CUDA_ERROR_INVALID_CONTEXT) {
+        let stale = [CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_CONTEXT_IS_DESTROYED];
+        if result.is_err_and(|code| stale.contains(&code)) {
             // Unlike freeing, this needs a context, any.
             let Some(context) = drain::any_context() else {
                 ORPHANS

@@ -13,15 +13,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use crate::alive;
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Mutex, process_id, sleep, spin_loop, yield_now};
+pub use crate::sync::{DEVICES, SEATS};
 
-/// Devices that a ledger can hold.
-pub const DEVICES: usize = 16;
-/// Processes that can hold memory at the same time.
-pub const SEATS: usize = 256;
 /// First word of a ledger file: `gbledgr` and the layout's version.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"gbledgr\x01");
 
@@ -30,7 +28,11 @@ const CLAIMED: u32 = 1;
 const READY: u32 = 2;
 
 /// Bit of [`Seat::owner`] that says: the low half is the pid of a process that is clearing this seat of a dead owner.
-const REAPING: u64 = 1 << 63;
+pub(crate) const REAPING: u64 = 1 << 63;
+
+/// How often a reservation tries again that only others' unfinished ones stand in the way of. The first tries take
+/// microseconds, the rest 50 of them each: enough for a process that the scheduler has put aside.
+const TRIES: u32 = 200;
 
 /// What the launcher decided; written once, before any process maps the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +83,9 @@ pub struct Ledger {
     /// Processes that initialised CUDA.
     pub cuda_processes: AtomicU64,
     /// Seats below this index have been used; the others need not be read.
-    seats_used: AtomicU64,
+    pub(crate) seats_used: AtomicU64,
     devices: [Device; DEVICES],
-    seats: [Seat; SEATS],
+    pub(crate) seats: [Seat; SEATS],
 }
 
 /// One device, known by its UUID: ordinals differ between processes.
@@ -116,18 +118,18 @@ pub struct Device {
 
 /// What one process holds.
 #[repr(C)]
-struct Seat {
+pub(crate) struct Seat {
     /// 0: free; a pid; or [`REAPING`] and the pid of who clears it.
-    owner: AtomicU64,
+    pub(crate) owner: AtomicU64,
     start: AtomicU64,
-    held: [[Held; 2]; DEVICES],
+    pub(crate) held: [[Held; 2]; DEVICES],
 }
 
 /// Bytes of one tier on one device.
 #[repr(C)]
-struct Held {
-    bytes: AtomicU64,
-    pending: AtomicU64,
+pub(crate) struct Held {
+    pub(crate) bytes: AtomicU64,
+    pub(crate) pending: AtomicU64,
     /// The part of `bytes` that no allocation uses: freed backing, kept for reuse.
     spare: AtomicU64,
 }
@@ -283,7 +285,7 @@ impl Ledger {
                 if d.state.load(SeqCst) == READY {
                     break;
                 }
-                std::thread::sleep(std::time::Duration::from_micros(20));
+                sleep(Duration::from_micros(20));
             }
             if d.state.load(SeqCst) == READY && d.uuid() == uuid {
                 return Some(index);
@@ -331,7 +333,7 @@ impl Ledger {
     }
 
     /// Sum of a tier's bytes that count against the limit that `device` falls under, with or without the pending ones.
-    fn sum(&self, tier: Tier, device: usize, pending: bool) -> u64 {
+    pub(crate) fn sum(&self, tier: Tier, device: usize, pending: bool) -> u64 {
         let devices = match tier {
             Tier::Vram => device..device + 1,
             Tier::Host => 0..DEVICES,
@@ -369,8 +371,8 @@ impl Ledger {
         self.reap_with(alive::start_time)
     }
 
-    fn reap_with(&self, start_time: impl Fn(u32) -> Option<u64>) -> usize {
-        let me = std::process::id();
+    pub(crate) fn reap_with(&self, start_time: impl Fn(u32) -> Option<u64>) -> usize {
+        let me = process_id();
         let mut found = 0;
         for seat in self.used_seats() {
             let owner = seat.owner.load(SeqCst);
@@ -399,6 +401,13 @@ impl Ledger {
             found += 1;
         }
         found
+    }
+
+    /// Whether a seat is being cleared, or taken.
+    fn clearing(&self) -> bool {
+        self.used_seats()
+            .iter()
+            .any(|seat| seat.owner.load(SeqCst) & REAPING != 0)
     }
 
     /// Live seats: pid and bytes held per tier over all devices (VRAM, Host).
@@ -472,7 +481,7 @@ pub struct Place {
 impl Place {
     /// Sits down. Seats of dead processes are cleared first when none is free; `None` when all are taken by the living.
     pub fn take(ledger: &'static Ledger) -> Option<Place> {
-        let pid = std::process::id();
+        let pid = process_id();
         let start = alive::start_time(pid)?;
         for attempt in 0..2 {
             for (index, seat) in ledger.seats.iter().enumerate() {
@@ -505,7 +514,7 @@ impl Place {
         self.ledger
     }
 
-    fn held(&self, tier: Tier, device: usize) -> &Held {
+    pub(crate) fn held(&self, tier: Tier, device: usize) -> &Held {
         &self.ledger.seats[self.seat].held[device][tier as usize]
     }
 
@@ -521,55 +530,42 @@ impl Place {
     pub fn reserve(&self, tier: Tier, device: usize, bytes: u64) -> Result<(), Refused> {
         let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
         let held = self.held(tier, device);
-        let mut reaped = false;
-        let mut wait = 1u32;
+        // Whether there was nobody dead, and no seat half cleared, when last looked.
+        let mut settled = false;
+        let mut tries = 0;
         loop {
             let limit = self.ledger.limit(tier, device);
             held.pending.fetch_add(bytes, SeqCst);
             if self.ledger.sum(tier, device, true) <= limit {
                 held.bytes.fetch_add(bytes, SeqCst);
                 held.pending.fetch_sub(bytes, SeqCst);
-                self.raise_peaks(tier, device);
+                self.raise_peaks(tier, device, limit);
                 return Ok(());
             }
             held.pending.fetch_sub(bytes, SeqCst);
             let others = self.ledger.sum(tier, device, false);
-            if others.saturating_add(bytes) > limit {
-                if !reaped && self.ledger.reap() > 0 {
-                    reaped = true;
-                    continue;
-                }
+            let full = others.saturating_add(bytes) > limit;
+            if full && settled || tries == TRIES {
                 return Err(Refused {
                     held: others,
                     limit,
                 });
             }
-            // Only another process's reservation in progress stood in the way: it ends in microseconds, or its owner
-            // was killed within it and is reaped here.
-            if wait > 1 << 12 {
-                if reaped {
-                    return Err(Refused {
-                        held: others,
-                        limit,
-                    });
-                }
-                self.ledger.reap();
-                reaped = true;
+            // Full, it may be, of the dead, whom another process may be clearing away just now. Not full: only others'
+            // reservations in progress stand in the way. They end in microseconds, or their owner was killed in one.
+            settled = (full || tries % 32 == 31) && self.ledger.reap() == 0;
+            settled = settled && full && !self.ledger.clearing();
+            if !settled {
+                pause(tries);
             }
-            for _ in 0..wait.min(64) * (1 + std::process::id() % 7) {
-                std::hint::spin_loop();
-            }
-            if wait > 64 {
-                std::thread::yield_now();
-            }
-            wait *= 2;
+            tries += 1;
         }
     }
 
     /// Counts bytes that are held whether or not the limit allows them (memory that the shim does not place).
     pub fn charge(&self, tier: Tier, device: usize, bytes: u64) {
         self.held(tier, device).bytes.fetch_add(bytes, SeqCst);
-        self.raise_peaks(tier, device);
+        self.raise_peaks(tier, device, u64::MAX);
     }
 
     /// Gives bytes back. More than are held is a fault of the caller and leaves zero.
@@ -589,20 +585,31 @@ impl Place {
         self.held(tier, device).spare.store(bytes, SeqCst);
     }
 
-    fn raise_peaks(&self, tier: Tier, device: usize) {
+    /// Others come and go while the sums are made, so a sum can be too high; but never were more held than `most`.
+    fn raise_peaks(&self, tier: Tier, device: usize, most: u64) {
         let d = &self.ledger.devices[device];
+        let own = self.ledger.used(tier, device).min(most);
         match tier {
-            Tier::Vram => d
-                .vram_peak
-                .fetch_max(self.ledger.used(tier, device), SeqCst),
+            Tier::Vram => d.vram_peak.fetch_max(own, SeqCst),
             Tier::Host => {
-                self.ledger
-                    .host_peak
-                    .fetch_max(self.ledger.used_host(), SeqCst);
-                d.host_peak
-                    .fetch_max(self.ledger.used(tier, device), SeqCst)
+                let all = self.ledger.used_host().min(most);
+                self.ledger.host_peak.fetch_max(all, SeqCst);
+                d.host_peak.fetch_max(own, SeqCst)
             }
         };
+    }
+}
+
+/// Waits before another try: longer and longer, and not as long as other processes do.
+fn pause(tries: u32) {
+    match tries {
+        0..8 => {
+            for _ in 0..(1 << tries) * (1 + process_id() % 7) {
+                spin_loop();
+            }
+        }
+        8..16 => yield_now(),
+        _ => sleep(Duration::from_micros(50)),
     }
 }
 
@@ -614,7 +621,3 @@ impl Drop for Place {
         seat.owner.store(0, SeqCst);
     }
 }
-
-#[cfg(test)]
-#[path = "ledger_tests.rs"]
-mod tests;

@@ -1,5 +1,8 @@
-use super::*;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use crate::ledger::*;
 
 struct Dir(std::path::PathBuf);
 impl Dir {
@@ -179,7 +182,7 @@ fn the_dead_are_reaped() {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "ledger::tests::the_dead_are_reaped",
+            "ledger_tests::the_dead_are_reaped",
             "--nocapture",
         ])
         .env("GB_TEST_LEDGER", dir.file())

@@ -12,6 +12,10 @@ pub mod alive;
 pub mod ledger;
 pub mod ram;
 pub mod record;
+mod sync;
+
+#[cfg(test)]
+mod ledger_tests;
 
 /// Environment variable with the path of the job's directory; set by `greenboost run`, inherited by children.
 pub const JOB_ENV: &str = "GREENBOOST_JOB";

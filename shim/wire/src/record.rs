@@ -30,6 +30,8 @@ pub enum Kind {
     Bye = 7,
     /// The RAM budget refused a piece of host memory. `a`: bytes; text: which bound.
     HostRefused = 8,
+    /// Nothing of this process will ever be moved: it uses a driver function that the shim cannot follow. Text: which.
+    Frozen = 9,
 }
 
 impl Kind {
@@ -44,6 +46,7 @@ impl Kind {
             Wounded,
             Bye,
             HostRefused,
+            Frozen,
         ]
         .into_iter()
         .find(|k| *k as u16 == n)

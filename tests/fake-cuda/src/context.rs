@@ -129,7 +129,7 @@ fn retain(out: Out<usize>, device: CUdevice) -> Res {
     let device = device::check(device)?;
     let mut w = world();
     let handle = w.devices[device].primary;
-    if w.devices[device].retained == 0 && !w.contexts.contains_key(&handle) {
+    if !w.contexts.contains_key(&handle) {
         let flags = w.devices[device].primary_flags;
         w.add_context(handle, device, flags, config().driver);
     }
@@ -150,10 +150,8 @@ fn release(device: CUdevice, all: bool) -> Res {
     }
     let handle = entry.primary;
     if all {
-        // A reset empties the context but leaves it to those who retained it.
-        let flags = entry.primary_flags;
+        // The next retain makes it anew, under the same handle (measured).
         w = bury(w, handle);
-        w.add_context(handle, device, flags, config().driver);
     } else {
         entry.retained -= 1;
         if entry.retained == 0 {

@@ -125,9 +125,6 @@ pub(crate) fn copy(
         })
     };
     let (dst, mut src) = (plane(&w, dst)?, plane(&w, src)?);
-    if mode == Mode::Sync {
-        w.refuse_unsafe(name)?;
-    }
     let capturing = w.streams[&sid].capture.is_some();
     let wait = match mode {
         Mode::Sync => !in_vram(&w, &dst, dst_len) || !in_vram(&w, &src, src_len),

@@ -221,7 +221,8 @@ api! {
     Context cuMemHostRegister { 6050 cuMemHostRegister_v2 Legacy } (va: u64, size: usize, flags: c_uint) |_f| {
         register(va, size as u64, flags)
     }
-    Context cuMemHostUnregister { 4000 cuMemHostUnregister Legacy } (va: u64) |_f| { unregister(va) }
+    // Like `cuMemFree` it finds the owner by the address; not measured.
+    Init cuMemHostUnregister { 4000 cuMemHostUnregister Legacy } (va: u64) |_f| { unregister(va) }
     Context cuMemHostGetDevicePointer { 3020 cuMemHostGetDevicePointer_v2 Legacy } (device: Out<u64>, va: u64, flags: c_uint) |_f| {
         if flags != 0 || world().host_range(va).is_none_or(|(_, r)| r.sort == Sort::Managed) {
             return Err(CUDA_ERROR_INVALID_VALUE);

@@ -138,7 +138,7 @@ impl World {
                 id: serial(),
                 pool,
                 doomed: false,
-                sync_memops: false,
+                sync_memops: true,
             },
         );
         Ok(va)
@@ -205,11 +205,11 @@ fn alloc(size: u64) -> Res<u64> {
 
 /// `cuMemFree` waits for the whole device, as the real one was measured to do.
 fn free(va: u64) -> Res {
+    let mut w = world();
+    w.refuse_unsafe("cuMemFree")?;
     if va == 0 {
         return Ok(());
     }
-    let mut w = world();
-    w.refuse_unsafe("cuMemFree")?;
     if w.managed(va) {
         return w.free_managed(va);
     }
@@ -233,7 +233,7 @@ fn free(va: u64) -> Res {
     Ok(())
 }
 
-/// What `cuMemGetAddressRange` and the range attributes say: the allocation, or the whole reservation.
+/// What the range attributes say: the allocation, or the whole reservation.
 pub(crate) fn range(w: &World, va: u64) -> Option<(u64, u64)> {
     if let Some((start, alloc)) = w.alloc_of(va) {
         return Some((start, alloc.size));
@@ -242,6 +242,14 @@ pub(crate) fn range(w: &World, va: u64) -> Option<(u64, u64)> {
         return w.space.reservation_of(va).map(|(start, r)| (start, r.size));
     }
     w.host_range(va).map(|(start, range)| (start, range.size))
+}
+
+/// What `cuMemGetAddressRange` says: the allocation; of a reserved range only the mapping around the address (measured).
+fn around(w: &World, va: u64) -> Option<(u64, u64)> {
+    match w.space.mapping_of(va) {
+        Some((start, m)) if m.handle != 0 => Some((start, m.size)),
+        _ => range(w, va),
+    }
 }
 
 pub(crate) fn report_leaks() {
@@ -291,14 +299,14 @@ api! {
         if width == 0 || height == 0 || !matches!(element, 4 | 8 | 16) {
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
-        let row = width.checked_next_multiple_of(ALIGN as usize).ok_or(CUDA_ERROR_OUT_OF_MEMORY)?;
-        let size = row.checked_mul(height).ok_or(CUDA_ERROR_OUT_OF_MEMORY)?;
+        let row = width.checked_next_multiple_of(ALIGN as usize).ok_or(CUDA_ERROR_INVALID_VALUE)?;
+        let size = row.checked_mul(height).ok_or(CUDA_ERROR_INVALID_VALUE)?;
         pitch.set(row)?;
         va.set(alloc(size as u64)?)
     }
     Init cuMemFree { 3020 cuMemFree_v2 Legacy } (va: u64) |_f| { free(va) }
     Context cuMemGetAddressRange { 3020 cuMemGetAddressRange_v2 Legacy } (base: Out<u64>, size: Out<usize>, va: u64) |_f| {
-        let (start, len) = range(&world(), va).ok_or(greenboost_abi::CUDA_ERROR_NOT_FOUND)?;
+        let (start, len) = around(&world(), va).ok_or(greenboost_abi::CUDA_ERROR_NOT_FOUND)?;
         base.maybe(start);
         size.maybe(len as usize);
         Ok(())

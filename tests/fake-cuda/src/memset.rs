@@ -91,9 +91,6 @@ fn fill(fill: Fill, stream: Option<usize>, flavour: Flavour, name: &'static str)
         );
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
-    if stream.is_none() {
-        w.refuse_unsafe(name)?;
-    }
     let wait = stream.is_none() && w.host_backed(fill.va, len);
     let ctx = w.streams[&sid].ctx;
     let ranges = vec![(fill.va, fill.va + len)];

@@ -7,8 +7,12 @@ use crate::abi::{In, Out, Res};
 use crate::config::config;
 use crate::host::Sort;
 use crate::memory::range;
-use crate::phys::Place;
+use crate::phys::{GRANULE, Place};
+use crate::va::Owner;
 use crate::world::{World, world};
+
+/// `CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE`
+const HW_DECOMPRESS_CAPABLE: CUpointer_attribute = 21;
 
 /// The value of an attribute, by its width.
 enum Value {
@@ -32,17 +36,7 @@ fn look(w: &World, va: u64, attribute: CUpointer_attribute) -> Res<Option<Value>
         return device(w, va, m, attribute);
     }
     if w.space.reservation_of(va).is_some() {
-        // Reserved but not mapped: only the reservation itself is known.
-        let (start, size) = w
-            .space
-            .reservation_of(va)
-            .map_or((0, 0), |(start, r)| (start, r.size));
-        return Ok(match attribute {
-            CU_POINTER_ATTRIBUTE_RANGE_START_ADDR => Some(Value::Word(start)),
-            CU_POINTER_ATTRIBUTE_RANGE_SIZE => Some(Value::Word(size)),
-            CU_POINTER_ATTRIBUTE_MAPPED => Some(Value::Bool(false)),
-            _ => None,
-        });
+        return Ok(None);
     }
     Ok(host(w, va, attribute))
 }
@@ -77,8 +71,9 @@ fn device(
         CU_POINTER_ATTRIBUTE_DEVICE_POINTER => Value::Word(va),
         CU_POINTER_ATTRIBUTE_HOST_POINTER if m.host != 0 => Value::Word(va),
         CU_POINTER_ATTRIBUTE_HOST_POINTER => return Ok(None),
-        CU_POINTER_ATTRIBUTE_P2P_TOKENS => Value::Pair(m.phys.id, 0),
-        CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => Value::Bool(alloc.is_some_and(|a| a.sync_memops)),
+        CU_POINTER_ATTRIBUTE_P2P_TOKENS if host => return Ok(None),
+        CU_POINTER_ATTRIBUTE_P2P_TOKENS => Value::Pair(0, 0),
+        CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => Value::Bool(alloc.map_or(!host, |a| a.sync_memops)),
         CU_POINTER_ATTRIBUTE_BUFFER_ID => Value::Word(alloc.map_or(m.phys.id, |a| a.id)),
         CU_POINTER_ATTRIBUTE_IS_MANAGED => Value::Bool(false),
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL => Value::Int(match m.phys.place {
@@ -105,11 +100,10 @@ fn device(
             Value::Int(c_int::from(m.rights[here]))
         }
         CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => Value::Word(pool as u64),
-        CU_POINTER_ATTRIBUTE_MAPPING_SIZE => Value::Word(if driver { size } else { mapping.1 }),
-        CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => {
-            Value::Word(if driver { start } else { mapping.0 })
-        }
+        CU_POINTER_ATTRIBUTE_MAPPING_SIZE => Value::Word(mapping.1),
+        CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => Value::Word(mapping.0),
         CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID => Value::Word(m.phys.id),
+        HW_DECOMPRESS_CAPABLE => Value::Bool(driver),
         _ => Value::Bool(false),
     }))
 }
@@ -132,7 +126,8 @@ fn host(w: &World, va: u64, attribute: CUpointer_attribute) -> Option<Value> {
         CU_POINTER_ATTRIBUTE_RANGE_START_ADDR | CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => {
             Value::Word(start)
         }
-        CU_POINTER_ATTRIBUTE_RANGE_SIZE | CU_POINTER_ATTRIBUTE_MAPPING_SIZE => Value::Word(r.size),
+        CU_POINTER_ATTRIBUTE_RANGE_SIZE => Value::Word(r.size),
+        CU_POINTER_ATTRIBUTE_MAPPING_SIZE => Value::Word(r.size.next_multiple_of(GRANULE)),
         CU_POINTER_ATTRIBUTE_MAPPED => Value::Bool(true),
         CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES | CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => {
             Value::Word(0)
@@ -142,19 +137,30 @@ fn host(w: &World, va: u64, attribute: CUpointer_attribute) -> Option<Value> {
     })
 }
 
-/// What `cuPointerGetAttributes` says of an address that is not CUDA's.
-fn nothing(attribute: CUpointer_attribute) -> Value {
-    match attribute {
+/// What `cuPointerGetAttributes` says where the single call fails; `None`: nothing is stored (all measured).
+fn nothing(w: &World, va: u64, attribute: CUpointer_attribute) -> Option<Value> {
+    // Of its own blocks the driver says nothing beyond the allocations in them.
+    let reserved = w.space.reservation_of(va);
+    let reserved = reserved.filter(|(_, r)| r.owner == Owner::Program);
+    Some(match attribute {
+        CU_POINTER_ATTRIBUTE_HOST_POINTER
+            if look(w, va, CU_POINTER_ATTRIBUTE_MAPPED).is_ok_and(|v| v.is_some()) =>
+        {
+            Value::Word(0)
+        }
+        CU_POINTER_ATTRIBUTE_HOST_POINTER => Value::Word(va),
+        CU_POINTER_ATTRIBUTE_RANGE_START_ADDR => Value::Word(reserved?.0),
+        CU_POINTER_ATTRIBUTE_RANGE_SIZE => Value::Word(reserved?.1.size),
         CU_POINTER_ATTRIBUTE_MEMORY_TYPE | CU_POINTER_ATTRIBUTE_ACCESS_FLAGS => Value::Int(0),
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL => Value::Int(-2),
         CU_POINTER_ATTRIBUTE_SYNC_MEMOPS
         | CU_POINTER_ATTRIBUTE_IS_MANAGED
         | CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE
         | CU_POINTER_ATTRIBUTE_MAPPED
-        | CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE => Value::Bool(false),
-        CU_POINTER_ATTRIBUTE_P2P_TOKENS => Value::Pair(0, 0),
+        | CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE
+        | HW_DECOMPRESS_CAPABLE => Value::Bool(false),
         _ => Value::Word(0),
-    }
+    })
 }
 
 fn store(to: *mut c_void, value: Value) -> Res {
@@ -166,7 +172,8 @@ fn store(to: *mut c_void, value: Value) -> Res {
         match value {
             Value::Word(v) => to.cast::<u64>().write_unaligned(v),
             Value::Int(v) => to.cast::<c_int>().write_unaligned(v),
-            Value::Bool(v) => to.cast::<u8>().write(u8::from(v)),
+            // As wide as an int (measured).
+            Value::Bool(v) => to.cast::<u32>().write_unaligned(u32::from(v)),
             Value::Pair(a, b) => {
                 to.cast::<u64>().write_unaligned(a);
                 to.cast::<u32>().add(2).write_unaligned(b);
@@ -182,11 +189,18 @@ api! {
         store(data, value)
     }
     Init cuPointerGetAttributes { 7000 cuPointerGetAttributes Legacy } (count: c_uint, attributes: In<CUpointer_attribute>, data: In<*mut c_void>, va: u64) |_f| {
+        if count == 0 {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
         let w = world();
         for i in 0..count as usize {
-            let attribute = attributes.at(i)?;
-            let value = look(&w, va, attribute)?.unwrap_or_else(|| nothing(attribute));
-            store(data.at(i)?, value)?;
+            let (attribute, to) = (attributes.at(i)?, data.at(i)?);
+            // The tokens are not to be had in a batch (measured).
+            if to.is_null() || attribute == CU_POINTER_ATTRIBUTE_P2P_TOKENS {
+                return Err(CUDA_ERROR_INVALID_VALUE);
+            }
+            let value = look(&w, va, attribute)?.or_else(|| nothing(&w, va, attribute));
+            value.map_or(Ok(()), |value| store(to, value))?;
         }
         Ok(())
     }

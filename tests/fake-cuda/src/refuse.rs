@@ -47,7 +47,8 @@ impl World {
         if self.streams[&sid].sort == Sort::Legacy {
             self.refuse_implicit(self.streams[&sid].ctx, &format!("synchronise: {name}"))?;
         }
-        Ok(())
+        // Of another stream it is as unsafe as an allocation (measured).
+        self.refuse_unsafe(name)
     }
 
     /// A synchronise of the whole context while one of its streams captures.

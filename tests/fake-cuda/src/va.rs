@@ -206,22 +206,18 @@ impl Space {
         self.mapping_of(start).is_some() || self.mappings.range(start..end).next().is_some()
     }
 
-    /// The starts of the mappings that make up `[start, end)` exactly, or what is wrong with the range.
-    pub(crate) fn exactly(&self, start: u64, end: u64) -> Result<Vec<u64>, &'static str> {
-        let mut at = start;
-        let mut found = Vec::new();
-        while at < end {
-            match self.mappings.get(&at) {
-                Some(m) if at + m.size <= end => {
-                    found.push(at);
-                    at += m.size;
-                }
-                Some(_) => return Err("ends inside a mapping"),
-                None if self.mapping_of(at).is_some() => return Err("starts inside a mapping"),
-                None => return Err("contains unmapped addresses"),
-            }
+    /// The starts of the mappings in `[start, end)`, which may have holes but must not cut one (measured).
+    pub(crate) fn whole(&self, start: u64, end: u64) -> Result<Vec<u64>, &'static str> {
+        if self.mapping_of(start).is_some_and(|(at, _)| at != start) {
+            return Err("starts inside a mapping");
         }
-        Ok(found)
+        if self
+            .mapping_of(end - 1)
+            .is_some_and(|(at, m)| at + m.size != end)
+        {
+            return Err("ends inside a mapping");
+        }
+        Ok(self.mappings.range(start..end).map(|(at, _)| *at).collect())
     }
 
     pub(crate) fn map(&mut self, start: u64, phys: Arc<Phys>, handle: u64) {

@@ -67,10 +67,14 @@ fn unmap(va: u64, size: u64) -> Res {
         misuse!("unmap of {va:#x}, outside any reservation");
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
-    let starts = w.space.exactly(va, end).map_err(|why| {
+    let starts = w.space.whole(va, end).map_err(|why| {
         misuse!("unmap of {va:#x}..{end:#x}, which {why}");
         CUDA_ERROR_INVALID_VALUE
     })?;
+    if starts.is_empty() {
+        // The real driver takes it without a word (measured).
+        misuse!("unmap of {va:#x}..{end:#x}, where nothing is mapped");
+    }
     w.in_flight_misuse("unmap", va, end);
     for start in starts {
         if let Some(m) = w.space.unmap(start) {
@@ -90,7 +94,11 @@ fn set_access(va: u64, size: u64, descs: In<CUmemAccessDesc>, count: usize) -> R
         .ok_or(CUDA_ERROR_INVALID_VALUE)?;
     let descs = descs.many(count)?;
     let mut w = world();
-    let starts = w.space.exactly(va, end).map_err(|why| {
+    let starts = w.space.whole(va, end).and_then(|starts| match starts[..] {
+        [] => Err("has nothing mapped"),
+        _ => Ok(starts),
+    });
+    let starts = starts.map_err(|why| {
         misuse!("access set on {va:#x}..{end:#x}, which {why}");
         CUDA_ERROR_INVALID_VALUE
     })?;

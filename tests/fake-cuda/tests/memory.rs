@@ -233,6 +233,8 @@ fn rights_are_checked_at_the_run() {
             assert_eq!(cu!(cuMemAlloc_v2(&mut va, 64usize)), 700);
             assert_eq!(launch_failed(), 700);
             ok!(cuDevicePrimaryCtxReset_v2(0i32));
+            assert_eq!(cu!(cuMemAlloc_v2(&mut va, 64usize)), 709);
+            context(0);
             ok!(cuMemAlloc_v2(&mut va, 64usize));
         },
     );
@@ -304,7 +306,7 @@ fn pointers_tell_what_they_are() {
         assert_eq!(word, GRANULE);
         let mut pinned = 0u64;
         ok!(cuMemHostAlloc(&mut pinned, 4096usize, 0u32));
-        let (mut kind, mut managed) = (0i32, 9u8);
+        let (mut kind, mut managed) = (0i32, 9i32);
         ok!(cuPointerGetAttribute(&mut kind, 2i32, pinned));
         assert_eq!(kind, 1);
         let pageable = &raw const word as u64;
@@ -313,7 +315,7 @@ fn pointers_tell_what_they_are() {
         let mut ordinal = 7i32;
         let to = [
             (&raw mut kind).cast::<u8>(),
-            &raw mut managed,
+            (&raw mut managed).cast(),
             (&raw mut ordinal).cast(),
         ];
         ok!(cuPointerGetAttributes(

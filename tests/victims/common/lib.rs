@@ -71,6 +71,11 @@ macro_rules! driver_functions {
             cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
             cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
             cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
+            cuMemcpyPeer(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize);
+            cuMemcpyPeerAsync(
+                to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
+                stream: CUstream
+            );
             cuMemcpy2D_v2(copy: *const CUDA_MEMCPY2D);
             cuMemcpy2DUnaligned_v2(copy: *const CUDA_MEMCPY2D);
             cuMemcpy2DAsync_v2(copy: *const CUDA_MEMCPY2D, stream: CUstream);
