@@ -215,7 +215,8 @@ pub unsafe fn with_context<T>(context: CUcontext, f: impl FnOnce() -> T) -> Resu
 /// because of it.
 pub fn without_context<T>(f: impl FnOnce() -> T) -> T {
     let mut context = std::ptr::null_mut();
-    // SAFETY: what is popped is pushed again; the driver accepts a destroyed context there (measured).
+    // SAFETY: what is popped is pushed again. If it was destroyed it is a primary context, whose handle stays good: any
+    // other is taken off the stack by its destruction.
     unsafe {
         let popped = check(raw::cuCtxPopCurrent_v2(&mut context)).is_ok() && !context.is_null();
         let result = f();

@@ -96,8 +96,6 @@ functions! {
     fn cuCtxCreate_v2(context: Out<usize>, flags: u32, device: i32);
     fn cuCtxDestroy_v2(context: usize);
     fn cuCtxSetCurrent(context: usize);
-    fn cuCtxPushCurrent_v2(context: usize);
-    fn cuCtxPopCurrent_v2(context: Out<usize>);
     fn cuCtxGetCurrent(context: Out<usize>);
     fn cuCtxGetDevice(device: Out<i32>);
     fn cuCtxSynchronize();
