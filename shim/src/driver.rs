@@ -71,6 +71,7 @@ uses! {
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: CUdevice_attribute, device: CUdevice);
     fn cuDevicePrimaryCtxGetState(device: CUdevice, flags: *mut c_uint, active: *mut c_int);
     fn cuCtxGetCurrent(context: *mut CUcontext);
+    fn cuCtxFromGreenCtx(context: *mut CUcontext, green: CUgreenCtx);
     fn cuCtxGetDevice(device: *mut CUdevice);
     fn cuCtxPushCurrent_v2(context: CUcontext);
     fn cuCtxPopCurrent_v2(context: *mut CUcontext);
@@ -180,35 +181,40 @@ pub fn current_device() -> Result<CUdevice> {
     Ok(device)
 }
 
-/// Waits until all work of this context is done.
-///
-/// Fails without waiting when the context is gone (201, 709), broken (its sticky error) or capturing (900), or when the
-/// thread is inside a host callback (800). The thread's context stack is left as it was.
+/// Makes a context current on this thread; [`pop`] undoes it.
 ///
 /// # Safety
-/// A context that the program made; one that was destroyed meanwhile is refused by the push.
-pub unsafe fn synchronize(context: CUcontext) -> Result<()> {
+/// A context that the program made and that is not destroyed meanwhile: the driver does not always survive that.
+pub unsafe fn push(context: CUcontext) -> Result<()> {
     // SAFETY: the caller's promise.
-    unsafe {
-        check(raw::cuCtxPushCurrent_v2(context))?;
-        let result = check(raw::cuCtxSynchronize());
-        raw::cuCtxPopCurrent_v2(&mut std::ptr::null_mut());
-        result
-    }
+    check(unsafe { raw::cuCtxPushCurrent_v2(context) })
+}
+
+/// Takes off what [`push`] put on.
+pub fn pop() {
+    // SAFETY: writes one handle.
+    unsafe { raw::cuCtxPopCurrent_v2(&mut std::ptr::null_mut()) };
+}
+
+/// Waits until all work of the thread's context is done.
+///
+/// Fails without waiting when there is none or it is gone (201, 709), broken (its sticky error) or capturing (900), or
+/// when the thread is inside a host callback (800).
+pub fn synchronize_current() -> Result<()> {
+    // SAFETY: no arguments.
+    check(unsafe { raw::cuCtxSynchronize() })
 }
 
 /// Runs `f` with this context current.
 ///
 /// # Safety
-/// As for [`synchronize`].
+/// As for [`push`].
 pub unsafe fn with_context<T>(context: CUcontext, f: impl FnOnce() -> T) -> Result<T> {
     // SAFETY: the caller's promise.
-    unsafe {
-        check(raw::cuCtxPushCurrent_v2(context))?;
-        let result = f();
-        raw::cuCtxPopCurrent_v2(&mut std::ptr::null_mut());
-        Ok(result)
-    }
+    unsafe { push(context)? };
+    let result = f();
+    pop();
+    Ok(result)
 }
 
 /// Runs `f` with no context current: after the current one was destroyed, calls that need none may still refuse

@@ -132,8 +132,15 @@ hooks! {
         => context::create_v3;
     /// Remembers the context.
     fn cuCtxCreate_v4(out: *mut CUcontext, params: *mut c_void, flags: c_uint, device: CUdevice) => context::create_v4;
-    /// Remembers the context.
-    fn cuCtxFromGreenCtx(out: *mut CUcontext, green: *mut c_void) => context::from_green;
+    /// Remembers the context that its streams belong to.
+    fn cuGreenCtxCreate(out: *mut CUgreenCtx, resources: *mut c_void, device: CUdevice, flags: c_uint)
+        => context::green_create;
+    /// Forgets that context; memory stays the primary context's.
+    fn cuGreenCtxDestroy(green: CUgreenCtx) => context::green_destroy;
+    /// Counts the references to the context.
+    fn cuCtxAttach(out: *mut CUcontext, flags: c_uint) => context::attach;
+    /// Releases the context's allocations if this was the last reference.
+    fn cuCtxDetach(context: CUcontext) => context::detach;
     /// Releases the context's allocations after it is gone.
     fn cuCtxDestroy(context: CUcontext) => context::destroy_v1;
     /// Releases the context's allocations after it is gone.

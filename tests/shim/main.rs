@@ -5,6 +5,7 @@
 //! never above a limit, and nothing held when the process is gone. Test names carry the number of the line of the
 //! table in README.md that they cover.
 
+mod contexts;
 mod exports;
 mod harness;
 mod inject;

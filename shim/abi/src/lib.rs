@@ -17,6 +17,8 @@ pub type CUresult = c_int;
 pub type CUdevice = c_int;
 pub type CUdeviceptr = u64;
 pub type CUcontext = *mut c_void;
+/// `CUgreenCtx`
+pub type CUgreenCtx = *mut c_void;
 pub type CUstream = *mut c_void;
 pub type CUevent = *mut c_void;
 pub type CUmodule = *mut c_void;

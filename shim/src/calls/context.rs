@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use greenboost_abi::*;
 
@@ -44,21 +44,104 @@ creates! {
     create_v4 = cuCtxCreate_v4(params: *mut c_void, flags: c_uint);
 }
 
-/// Replaces `CUresult cuCtxFromGreenCtx(CUcontext *pContext, CUgreenCtx hCtx)`.
+/// The context of each green context, and their device.
+static GREEN: Mutex<Vec<(Handle, Handle, CUdevice)>> = Mutex::new(Vec::new());
+
+fn green() -> MutexGuard<'static, Vec<(Handle, Handle, CUdevice)>> {
+    GREEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Replaces `CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags)`.
+///
+/// Its streams belong to a context that the program may never ask for: one handle for as long as it lives (measured).
+/// It keeps the primary context alive (API doc), and memory is the latter's.
 ///
 /// # Safety
 /// As for the function it replaces.
-pub unsafe fn from_green(out: *mut CUcontext, green: *mut c_void) -> CUresult {
-    // SAFETY: the program's own call; after a success `out` holds the context.
+pub unsafe fn green_create(
+    out: *mut CUgreenCtx,
+    resources: *mut c_void,
+    device: CUdevice,
+    flags: c_uint,
+) -> CUresult {
+    // SAFETY: the program's own call; after a success `out` holds the green context.
     unsafe {
-        let result = real::cuCtxFromGreenCtx(out, green);
-        if result == CUDA_SUCCESS
-            && let Ok(Ok(device)) = driver::with_context(*out, driver::current_device)
-        {
-            drain::context_made(*out, device);
+        let result = real::cuGreenCtxCreate(out, resources, device, flags);
+        if result == CUDA_SUCCESS {
+            let mut context = std::ptr::null_mut();
+            if driver::raw::cuCtxFromGreenCtx(&mut context, *out) == CUDA_SUCCESS {
+                drain::context_made(context, device);
+                green().push(((*out).into(), context.into(), device));
+            }
+            let mut primary = std::ptr::null_mut();
+            if primary_retain(&mut primary, device) == CUDA_SUCCESS {
+                real::cuDevicePrimaryCtxRelease_v2(device);
+            }
         }
         result
     }
+}
+
+/// Replaces `CUresult cuGreenCtxDestroy(CUgreenCtx hCtx)`. What was allocated in it stays (API doc), unless it was the
+/// last that kept the primary context.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn green_destroy(green_context: CUgreenCtx) -> CUresult {
+    let handle = Handle::from(green_context);
+    let known = green().iter().find(|g| g.0 == handle).copied();
+    // SAFETY: the program's own call.
+    let destroy = || unsafe { real::cuGreenCtxDestroy(green_context) };
+    let Some((_, context, device)) = known else {
+        return destroy();
+    };
+    let result = drain::context_ends(context, destroy);
+    if result == CUDA_SUCCESS {
+        green().retain(|g| g.0 != handle);
+    }
+    released(result, device)
+}
+
+/// The context whose memory it is that a thread allocates in this one.
+pub fn owner_of_memory(context: Handle) -> Handle {
+    let device = green().iter().find(|g| g.1 == context).map(|g| g.2);
+    device.and_then(primary).unwrap_or(context)
+}
+
+/// Replaces `CUresult cuCtxAttach(CUcontext *pctx, unsigned int flags)`.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn attach(out: *mut CUcontext, flags: c_uint) -> CUresult {
+    // SAFETY: the program's own call; after a success `out` holds the context.
+    unsafe {
+        let result = real::cuCtxAttach(out, flags);
+        if result == CUDA_SUCCESS {
+            drain::context_attached((*out).into());
+        }
+        result
+    }
+}
+
+/// Replaces `CUresult cuCtxDetach(CUcontext ctx)`: the last one destroys; of a primary context it is a release (the
+/// driver takes it: measured).
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn detach(context: CUcontext) -> CUresult {
+    // SAFETY: the program's own call.
+    let detach = || unsafe { real::cuCtxDetach(context) };
+    if let Some(device) = primary_of(context.into()) {
+        return released(detach(), device);
+    }
+    if drain::context_detaches(context.into()) {
+        return destroy_with(context, detach);
+    }
+    let result = detach();
+    if result != CUDA_SUCCESS {
+        drain::context_attached(context.into());
+    }
+    result
 }
 
 /// Replaces `CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)`.
@@ -87,16 +170,10 @@ fn emptied(context: Handle) {
     }
 }
 
-/// The driver has destroyed this context.
-fn gone(context: Handle) {
-    drain::context_gone(context);
-    emptied(context);
-}
-
 fn destroy_with(context: CUcontext, destroy: impl FnOnce() -> CUresult) -> CUresult {
-    let result = destroy();
+    let result = drain::context_ends(context.into(), destroy);
     if result == CUDA_SUCCESS {
-        gone(context.into());
+        emptied(context.into());
     }
     result
 }
@@ -124,13 +201,22 @@ fn primary(device: CUdevice) -> Option<Handle> {
     primary.as_ref()?.get(&device).copied()
 }
 
+/// The device whose primary context this is.
+fn primary_of(context: Handle) -> Option<CUdevice> {
+    let primary = PRIMARY.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = primary.as_ref()?.iter();
+    all.find(|(_, c)| **c == context).map(|(d, _)| *d)
+}
+
 /// After a release: the primary context is gone if it is no longer active.
 fn released(result: CUresult, device: CUdevice) -> CUresult {
     if result == CUDA_SUCCESS
         && driver::primary_active(device) == Ok(false)
         && let Some(context) = primary(device)
     {
-        gone(context);
+        // Its handle stays good for the driver: the next retain makes it anew (measured).
+        drain::context_gone(context);
+        emptied(context);
     }
     result
 }

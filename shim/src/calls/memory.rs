@@ -4,12 +4,13 @@ use std::ffi::c_uint;
 
 use greenboost_abi::*;
 
+use super::context::owner_of_memory;
 use crate::driver;
 use crate::hooks::real;
 use crate::process::{self, Job};
 use crate::tier::device::{self, Device};
 use crate::tier::map::{self, Handle};
-use crate::tier::{alloc as place, free as tier_free};
+use crate::tier::{alloc as place, drain, free as tier_free};
 
 /// The device that the calling thread allocates on, and its context. `None`: the call is the driver's to answer (no
 /// context, CUDA not initialised, shim wounded).
@@ -33,7 +34,9 @@ pub fn current(
         Err(code) => return Err(code),
     };
     let device = device::get(job, ordinal)?;
-    Ok(device.map(|device| (job, device, context.into())))
+    drain::context_met(context, ordinal);
+    let owner = owner_of_memory(context.into());
+    Ok(device.map(|device| (job, device, owner)))
 }
 
 /// As [`current`], for what the driver has done already and is only counted.

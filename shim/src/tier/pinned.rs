@@ -108,18 +108,16 @@ impl Pinned {
         let stale = [CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_CONTEXT_IS_DESTROYED];
         if result.is_err_and(|code| stale.contains(&code)) {
             // Unlike freeing, this needs a context, any.
-            let Some(context) = drain::any_context() else {
+            // SAFETY: as above.
+            let elsewhere = drain::in_any_context(|| unsafe { driver::host_unregister(self.base) });
+            let Some(elsewhere) = elsewhere else {
                 ORPHANS
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push((self, device.index));
                 return;
             };
-            let context = context.0 as CUcontext;
-            // SAFETY: a context of the program's, and as above.
-            result =
-                unsafe { driver::with_context(context, || driver::host_unregister(self.base)) }
-                    .and_then(|result| result);
+            result = elsewhere.and_then(|result| result);
         }
         match result {
             // A context that is gone may have taken its registrations with it.

@@ -1,4 +1,4 @@
-//! The cores of the ledger and of the gate, under every order of their steps that a scheduler can think of.
+//! The cores of the ledger, of the gate and of the roll of contexts, under every order of their steps that a scheduler can think of.
 //!
 //! The sources are the shim's own, compiled a second time over a `sync` of the model: the law of each test is checked
 //! between any two atomic operations. Weak memory is not modelled, nor needed: all operations are sequentially
@@ -20,7 +20,10 @@ mod alive {
 mod gate;
 #[path = "../../wire/src/ledger.rs"]
 mod ledger;
+#[path = "../../src/tier/drain/roll.rs"]
+mod roll;
 
+mod contexts;
 mod draining;
 mod places;
 

@@ -1,4 +1,4 @@
-//! What the ledger and the gate are made of here: every operation may be preceded by any other thread's, and the clock
+//! What the ledger, the gate and the roll are made of here: every operation may be preceded by any other thread's, and the clock
 //! and the processes are the model's own.
 
 use std::cell::Cell;

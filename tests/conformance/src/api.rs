@@ -30,6 +30,11 @@ pub struct CopyAttributes {
     pub flags: u32,
 }
 
+/// `CUdevResource`
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Resource(pub [u8; 144]);
+
 /// A driver, simulated or real: whatever `libcuda.so.1` and `libnvidia-ml.so.1` are here.
 #[derive(Debug)]
 pub struct Driver {
@@ -95,6 +100,15 @@ functions! {
     fn cuDevicePrimaryCtxGetState(device: i32, flags: Out<u32>, active: Out<i32>);
     fn cuCtxCreate_v2(context: Out<usize>, flags: u32, device: i32);
     fn cuCtxDestroy_v2(context: usize);
+    fn cuCtxAttach(context: Out<usize>, flags: u32);
+    fn cuCtxDetach(context: usize);
+    fn cuDeviceGetDevResource(device: i32, resource: Out<Resource>, kind: i32);
+    fn cuDevSmResourceSplitByCount(out: Out<Resource>, groups: Out<u32>, all: In<Resource>, rest: Out<Resource>, flags: u32, least: u32);
+    fn cuDevResourceGenerateDesc(out: Out<usize>, resources: In<Resource>, count: u32);
+    fn cuGreenCtxCreate(green: Out<usize>, resources: usize, device: i32, flags: u32);
+    fn cuGreenCtxDestroy(green: usize);
+    fn cuGreenCtxStreamCreate(stream: Out<usize>, green: usize, flags: u32, priority: i32);
+    fn cuCtxFromGreenCtx(context: Out<usize>, green: usize);
     fn cuCtxSetCurrent(context: usize);
     fn cuCtxGetCurrent(context: Out<usize>);
     fn cuCtxGetDevice(device: Out<i32>);

@@ -10,6 +10,7 @@ use greenboost_abi::{
 use crate::abi::{CtxCreateParams, In, Out, Res};
 use crate::config::config;
 use crate::error::{PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED};
+use crate::misuse::misuse;
 use crate::queue::{Sort, drain_where};
 use crate::stream::failed;
 use crate::world::{Guard, Kind, World, world};
@@ -27,11 +28,23 @@ pub(crate) struct Context {
     pub legacy: u64,
     pub per_thread: BTreeMap<u64, u64>,
     pub id: u64,
+    /// The green context that it is of, or 0.
+    pub green: usize,
+    /// References that `cuCtxDetach` takes away.
+    uses: u32,
+    /// Its destruction has begun.
+    ending: bool,
     limits: BTreeMap<c_int, usize>,
 }
 
 impl World {
-    fn add_context(&mut self, handle: usize, device: usize, flags: c_uint, version: c_uint) {
+    pub(crate) fn add_context(
+        &mut self,
+        handle: usize,
+        device: usize,
+        flags: c_uint,
+        version: c_uint,
+    ) {
         let context = Context {
             device,
             flags,
@@ -40,6 +53,9 @@ impl World {
             legacy: 0,
             per_thread: BTreeMap::new(),
             id: crate::world::serial(),
+            green: 0,
+            uses: 1,
+            ending: false,
             limits: BTreeMap::new(),
         };
         self.buried.remove(&handle);
@@ -59,7 +75,10 @@ impl World {
 }
 
 /// Waits for the context's work, then takes everything away that was made in it.
-fn bury(mut w: Guard, ctx: usize) -> Guard {
+pub(crate) fn bury(mut w: Guard, ctx: usize) -> Guard {
+    if let Some(context) = w.contexts.get_mut(&ctx) {
+        context.ending = true;
+    }
     w = drain_where(w, |s| s.ctx == ctx);
     let streams: Vec<u64> = w
         .streams
@@ -104,7 +123,7 @@ fn destroy(ctx: usize) -> Res {
     if !w.contexts.contains_key(&ctx) {
         return Err(CUDA_ERROR_INVALID_CONTEXT);
     }
-    if w.devices.iter().any(|d| d.primary == ctx) {
+    if w.contexts[&ctx].green != 0 || w.devices.iter().any(|d| d.primary == ctx) {
         return Err(CUDA_ERROR_INVALID_CONTEXT);
     }
     if local::current() == ctx {
@@ -116,7 +135,11 @@ fn destroy(ctx: usize) -> Res {
 
 fn exists(ctx: usize) -> Res {
     let w = world();
-    // A destroyed one may still be made current (measured).
+    // A destroyed one was once accepted, and once it crashed the process (measured). Primary contexts keep their handle.
+    let ending = w.contexts.get(&ctx).is_some_and(|c| c.ending);
+    if (ending || w.buried.contains(&ctx)) && !w.devices.iter().any(|d| d.primary == ctx) {
+        misuse!("a destroyed context is made current");
+    }
     if w.contexts.contains_key(&ctx) || w.buried.contains(&ctx) {
         Ok(())
     } else {
@@ -126,7 +149,10 @@ fn exists(ctx: usize) -> Res {
 
 fn retain(out: Out<usize>, device: CUdevice) -> Res {
     out.check()?;
-    let device = device::check(device)?;
+    out.set(retain_primary(device::check(device)?))
+}
+
+pub(crate) fn retain_primary(device: usize) -> usize {
     let mut w = world();
     let handle = w.devices[device].primary;
     if !w.contexts.contains_key(&handle) {
@@ -134,10 +160,40 @@ fn retain(out: Out<usize>, device: CUdevice) -> Res {
         w.add_context(handle, device, flags, config().driver);
     }
     w.devices[device].retained += 1;
-    out.set(handle)
+    handle
 }
 
-fn release(device: CUdevice, all: bool) -> Res {
+/// `cuCtxAttach` and `cuCtxDetach`, for the thread's own context; the last reference destroys.
+fn attach(out: Out<usize>, flags: c_uint) -> Res {
+    if flags != 0 {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    let mut w = world();
+    let here = w.here()?;
+    w.contexts.get_mut(&here).ok_or(CUDA_ERROR_UNKNOWN)?.uses += 1;
+    out.set(here)
+}
+
+fn detach(ctx: usize) -> Res {
+    if ctx != local::current() {
+        return Err(CUDA_ERROR_INVALID_CONTEXT);
+    }
+    let mut w = world();
+    let context = w.contexts.get_mut(&ctx).ok_or(CUDA_ERROR_INVALID_CONTEXT)?;
+    if context.uses > 1 {
+        context.uses -= 1;
+        return Ok(());
+    }
+    // A primary context is released (measured: 0; that it is no more than that is an assumption).
+    let primary = w.devices.iter().position(|d| d.primary == ctx);
+    drop(w);
+    match primary {
+        Some(device) => release(device as CUdevice, false),
+        None => destroy(ctx),
+    }
+}
+
+pub(crate) fn release(device: CUdevice, all: bool) -> Res {
     let device = device::check(device)?;
     let mut w = world();
     let entry = &mut w.devices[device];
@@ -184,7 +240,13 @@ fn synchronise(ctx: usize) -> Res {
     let mut w = world();
     w.sound(ctx)?;
     w.refuse_synchronise_context(ctx, "cuCtxSynchronize")?;
-    let w = drain_where(w, |s| s.ctx == ctx);
+    let greens: Vec<usize> = w
+        .contexts
+        .keys()
+        .copied()
+        .filter(|c| w.works_for(*c, ctx))
+        .collect();
+    let w = drain_where(w, |s| greens.contains(&s.ctx));
     failed(&w, ctx)
 }
 
@@ -260,6 +322,8 @@ api! {
         2000 cuCtxDestroy Legacy,
         4000 cuCtxDestroy_v2 Legacy,
     } (ctx: usize) |_f| { destroy(ctx) }
+    Init cuCtxAttach { 2000 cuCtxAttach Legacy } (ctx: Out<usize>, flags: c_uint) |_f| { attach(ctx, flags) }
+    Init cuCtxDetach { 2000 cuCtxDetach Legacy } (ctx: usize) |_f| { detach(ctx) }
     Init cuCtxPushCurrent {
         2000 cuCtxPushCurrent Legacy,
         4000 cuCtxPushCurrent_v2 Legacy,

@@ -124,7 +124,7 @@ fn launch(
     let mut w = world();
     let sid = w.stream(stream, flavour)?;
     let function = w.function(handle)?.clone();
-    if function.ctx != w.streams[&sid].ctx {
+    if !w.works_for(w.streams[&sid].ctx, function.ctx) {
         return Err(CUDA_ERROR_INVALID_HANDLE);
     }
     let threads = shape

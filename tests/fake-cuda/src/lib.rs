@@ -34,6 +34,7 @@ mod device;
 mod error;
 mod event;
 mod graph;
+mod green;
 mod handle;
 mod host;
 mod ipc;

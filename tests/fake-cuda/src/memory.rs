@@ -200,7 +200,8 @@ fn alloc(size: u64) -> Res<u64> {
     if crate::phys::free(device) < size {
         crate::pool::trim_device(&mut w, device);
     }
-    w.alloc(ctx, device, size, 0)
+    let owner = w.owner(ctx);
+    w.alloc(owner, device, size, 0)
 }
 
 /// `cuMemFree` waits for the whole device, as the real one was measured to do.

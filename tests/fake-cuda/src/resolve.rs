@@ -22,6 +22,7 @@ static ROOMS: &[&[Symbol]] = &[
     crate::error::SYMBOLS,
     crate::event::SYMBOLS,
     crate::graph::SYMBOLS,
+    crate::green::SYMBOLS,
     crate::handle::SYMBOLS,
     crate::host::SYMBOLS,
     crate::ipc::SYMBOLS,

@@ -31,6 +31,8 @@ pub(crate) struct World {
     pub contexts: BTreeMap<usize, Context>,
     /// Contexts that were destroyed: a stale handle is told apart from nonsense.
     pub buried: BTreeSet<usize>,
+    /// Descriptions of a device's resources.
+    pub descriptions: BTreeSet<usize>,
     pub peers: BTreeSet<(usize, usize)>,
     pub streams: BTreeMap<u64, Stream>,
     pub events: BTreeMap<usize, Event>,
@@ -77,6 +79,7 @@ static WORLD: Mutex<World> = Mutex::new(World {
     devices: Vec::new(),
     contexts: BTreeMap::new(),
     buried: BTreeSet::new(),
+    descriptions: BTreeSet::new(),
     peers: BTreeSet::new(),
     streams: BTreeMap::new(),
     events: BTreeMap::new(),

@@ -34,6 +34,15 @@ macro_rules! driver_functions {
             cuDevicePrimaryCtxReset_v2(device: CUdevice);
             cuCtxCreate_v2(context: *mut CUcontext, flags: c_uint, device: CUdevice);
             cuCtxDestroy_v2(context: CUcontext);
+            cuCtxAttach(context: *mut CUcontext, flags: c_uint);
+            cuCtxDetach(context: CUcontext);
+            cuDeviceGetDevResource(device: CUdevice, resource: *mut c_void, kind: c_int);
+            cuDevSmResourceSplitByCount(out: *mut c_void, groups: *mut c_uint, all: *const c_void, rest: *mut c_void, flags: c_uint, least: c_uint);
+            cuDevResourceGenerateDesc(out: *mut *mut c_void, resources: *const c_void, count: c_uint);
+            cuGreenCtxCreate(green: *mut CUgreenCtx, resources: *mut c_void, device: CUdevice, flags: c_uint);
+            cuGreenCtxDestroy(green: CUgreenCtx);
+            cuGreenCtxStreamCreate(stream: *mut CUstream, green: CUgreenCtx, flags: c_uint, priority: c_int);
+            cuCtxFromGreenCtx(context: *mut CUcontext, green: CUgreenCtx);
             cuCtxSetCurrent(context: CUcontext);
             cuCtxGetCurrent(context: *mut CUcontext);
             cuCtxPushCurrent_v2(context: CUcontext);

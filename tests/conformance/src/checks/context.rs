@@ -2,6 +2,7 @@
 
 use greenboost_abi::*;
 
+use crate::api::{MISSING, Resource};
 use crate::bench::{Bench, MIB, host_vmm, must};
 use crate::host::Host;
 use crate::told::Told;
@@ -156,4 +157,123 @@ pub(super) fn own(told: &Told) {
         0,
     );
     told.is("the primary context is active", active, 1);
+}
+
+/// A green context with a few multiprocessors, and a stream of it. `None`: the driver has none.
+fn green_context(b: &Bench) -> Option<(usize, usize)> {
+    let (mut all, mut part) = (Resource([0; 144]), Resource([0; 144]));
+    if b.cu.cuDeviceGetDevResource(0, Some(&mut all), 1) == MISSING {
+        return None;
+    }
+    let mut groups = 1;
+    must(
+        b.cu.cuDevSmResourceSplitByCount(
+            Some(&mut part),
+            Some(&mut groups),
+            Some(&all),
+            None,
+            0,
+            16,
+        ),
+        "cuDevSmResourceSplitByCount",
+    );
+    let (mut description, mut green, mut stream) = (0, 0, 0);
+    must(
+        b.cu.cuDevResourceGenerateDesc(Some(&mut description), Some(&part), 1),
+        "cuDevResourceGenerateDesc",
+    );
+    must(
+        b.cu.cuGreenCtxCreate(Some(&mut green), description, 0, 1),
+        "cuGreenCtxCreate",
+    );
+    must(
+        b.cu.cuGreenCtxStreamCreate(Some(&mut stream), green, 1, 0),
+        "cuGreenCtxStreamCreate",
+    );
+    Some((green, stream))
+}
+
+pub(super) fn green(told: &Told) {
+    let b = Bench::open();
+    let Some((green, stream)) = green_context(&b) else {
+        told.note("this driver has no green contexts");
+        return;
+    };
+    let busy = || b.cu.cuStreamQuery(stream) == CUDA_ERROR_NOT_READY;
+    b.spin(stream, 100);
+    told.is("its stream is busy", busy(), true);
+    b.done();
+    told.is(
+        "after cuCtxSynchronize in the primary context",
+        busy(),
+        false,
+    );
+    let (mut one, mut two) = (0, 0);
+    for context in [&mut one, &mut two] {
+        must(
+            b.cu.cuCtxFromGreenCtx(Some(context), green),
+            "cuCtxFromGreenCtx",
+        );
+    }
+    told.is("its context is always the same", one, two);
+    told.is("and is not the primary one", one != b.context, true);
+    let p = b.alloc(4 * MIB);
+    b.spin(stream, 100);
+    told.is("cuMemFree", b.cu.cuMemFree_v2(p), 0);
+    told.is("has waited for its stream", busy(), false);
+
+    must(b.cu.cuCtxSetCurrent(one), "cuCtxSetCurrent");
+    let p = b.alloc(4 * MIB);
+    must(b.cu.cuMemsetD32_v2(p, 0x3333, MIB), "cuMemsetD32");
+    let mut room = [0; 32];
+    told.is(
+        "cuPointerGetAttribute",
+        b.cu.cuPointerGetAttribute(Some(&mut room), CU_POINTER_ATTRIBUTE_CONTEXT, p),
+        0,
+    );
+    let owner = usize::from_le_bytes(room[..8].try_into().expect("eight bytes"));
+    told.note(format!(
+        "memory allocated in it says that its context is {}",
+        match owner {
+            o if o == one => "the green one",
+            o if o == b.context => "the primary one",
+            _ => "another one",
+        }
+    ));
+    told.is("cuCtxSynchronize in it", b.cu.cuCtxSynchronize(), 0);
+    must(b.cu.cuCtxSetCurrent(b.context), "cuCtxSetCurrent");
+    told.is("cuGreenCtxDestroy", b.cu.cuGreenCtxDestroy(green), 0);
+    told.is(
+        "what was allocated in it stays",
+        b.read(p),
+        Ok(0x3333 | 0x3333 << 32),
+    );
+    told.is("and is freed", b.cu.cuMemFree_v2(p), 0);
+}
+
+pub(super) fn detach(told: &Told) {
+    let b = Bench::open();
+    let (mut own, mut again) = (0, 0);
+    must(b.cu.cuCtxCreate_v2(Some(&mut own), 0, 0), "cuCtxCreate");
+    let p = b.alloc(4 * MIB);
+    told.is("cuCtxAttach", b.cu.cuCtxAttach(Some(&mut again), 0), 0);
+    told.is("gives the context", again, own);
+    told.is("cuCtxDetach", b.cu.cuCtxDetach(own), 0);
+    told.is("memory is there", b.cu.cuMemsetD32_v2(p, 1, MIB), 0);
+    told.is("the last cuCtxDetach", b.cu.cuCtxDetach(own), 0);
+    let mut current = 1;
+    must(b.cu.cuCtxGetCurrent(Some(&mut current)), "cuCtxGetCurrent");
+    told.is("takes it off the stack", current, b.context);
+    told.is("memory is gone", b.cu.cuMemFree_v2(p), 1);
+    told.is("the primary one", b.cu.cuCtxDetach(b.context), 0);
+    let (mut flags, mut active) = (0, 0);
+    told.is(
+        "cuDevicePrimaryCtxGetState",
+        b.cu.cuDevicePrimaryCtxGetState(0, Some(&mut flags), Some(&mut active)),
+        0,
+    );
+    told.note(format!(
+        "the primary context is {} after it",
+        if active == 0 { "gone" } else { "still active" }
+    ));
 }

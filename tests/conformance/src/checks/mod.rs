@@ -163,6 +163,16 @@ pub const CHECKS: &[Check] = &[
         run: context::own,
     },
     Check {
+        name: "green_context",
+        expects: "work of a green context is the primary context's, and so is memory",
+        run: context::green,
+    },
+    Check {
+        name: "detach",
+        expects: "cuCtxDetach destroys with the last reference",
+        run: context::detach,
+    },
+    Check {
         name: "launch_arguments",
         expects: "parameters lie where cuFuncGetParamInfo says; `extra` buffers are read so",
         run: launch::arguments,
