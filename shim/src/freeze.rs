@@ -9,8 +9,12 @@
 //! are found by looking through what the loaded objects want ([`look_at_links`]): to be linked to such a function freezes
 //! as much as calling it. That is looked at when CUDA starts, and again before each move if objects were loaded since.
 //! The second are not seen.
+//!
+//! A process that opens a device through which others may hold its pages freezes too: that is looked at before each move.
 
 use std::ffi::CStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
 use greenboost_wire::record::Kind;
@@ -36,6 +40,7 @@ static CAUSE_NAME: Name = Name::new();
 const NONE: u8 = 0;
 const LINKED: u8 = 1;
 const CROWDED: u8 = 2;
+const OPENED: u8 = 3;
 
 /// Whether all movement has ended in this process, for good. Code that moves memory asks by [`Motion::begin`]. Nothing
 /// moves yet: so far this is only announced.
@@ -52,6 +57,7 @@ impl Motion {
     /// `None` when nothing may move any more.
     pub fn begin() -> Option<Motion> {
         look_at_links();
+        look_at_devices();
         MOVING.fetch_add(1, SeqCst);
         // Either this sees that it is frozen, or who freezes sees the move.
         let motion = Motion(());
@@ -130,6 +136,32 @@ pub fn look_at_links() {
     }
 }
 
+/// Whether a kernel driver hands out the pages behind device memory to who opens this device: registering them there
+/// passes no function of CUDA's. RDMA adapters, GDRCopy, GPUDirect Storage.
+fn hands_out_pages(device: &[u8]) -> bool {
+    let devices: [&[u8]; 3] = [b"/dev/infiniband/uverbs", b"/dev/gdrdrv", b"/dev/nvidia-fs"];
+    devices.iter().any(|d| device.starts_with(d))
+}
+
+/// Such a device among the links of a directory, which is `/proc/self/fd`.
+fn opened_in(descriptors: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(descriptors).ok()?;
+    let mut links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.find(|link| hands_out_pages(link.as_os_str().as_bytes()))
+}
+
+/// Freezes if the process has such a device open. Some microseconds for each descriptor: a move takes milliseconds.
+fn look_at_devices() {
+    if frozen() {
+        return;
+    }
+    if let Some(device) = opened_in(Path::new("/proc/self/fd")) {
+        let name = Name::new();
+        name.set_bytes(device.as_os_str().as_bytes());
+        freeze(OPENED, &name);
+    }
+}
+
 /// Tells the launcher, once, if it has happened. Called at the start of every intercepted call: not by the stub, which
 /// is called in places where nothing may be done.
 pub fn announce() {
@@ -141,6 +173,7 @@ pub fn announce() {
     let (name, how) = match (CAUSE.load(Acquire), called()) {
         (LINKED, _) => (CAUSE_NAME.get(), "the program is linked to"),
         (CROWDED, _) => (CAUSE_NAME.get(), "too many to watch, the last was"),
+        (OPENED, _) => (CAUSE_NAME.get(), "the program has opened"),
         (_, Some(index)) => (NAMES[index].get(), "the program called"),
         // The first call is just waiting for a move.
         _ => return,
@@ -150,6 +183,7 @@ pub fn announce() {
     }
     let why = match mediation::class_of(name.as_bytes()) {
         Some((Class::Freezing, reason)) => reason,
+        _ if name.starts_with('/') => "another device may hold the pages",
         _ => "unknown to this version",
     };
     let text = format!("memory stays where it is: {how} {name} ({why})");
@@ -165,7 +199,11 @@ impl Name {
     }
 
     fn set(&self, name: &CStr) {
-        for (word, bytes) in self.0.iter().zip(name.to_bytes().chunks(8)) {
+        self.set_bytes(name.to_bytes());
+    }
+
+    fn set_bytes(&self, name: &[u8]) {
+        for (word, bytes) in self.0.iter().zip(name.chunks(8)) {
             let mut padded = [0; 8];
             padded[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_le_bytes(padded), Release);
@@ -359,6 +397,31 @@ mod tests {
         assert!(Motion::begin().is_none());
         assert_eq!(MOVING.load(SeqCst), 0);
         assert_eq!(call(), 12.75);
+    }
+
+    #[test]
+    fn devices_that_hand_out_pages() {
+        for name in ["/dev/infiniband/uverbs0", "/dev/gdrdrv", "/dev/nvidia-fs3"] {
+            assert!(hands_out_pages(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "/dev/infiniband/rdma_cm",
+            "/dev/nvidia0",
+            "/dev/nvidia-uvm",
+            "socket:[7]",
+            "/x/dev/gdrdrv",
+        ] {
+            assert!(!hands_out_pages(name.as_bytes()), "{name}");
+        }
+        let descriptors = std::env::temp_dir().join(format!("gb-fd-{}", std::process::id()));
+        std::fs::create_dir(&descriptors).unwrap();
+        let link = |fd: &str, to| std::os::unix::fs::symlink(to, descriptors.join(fd)).unwrap();
+        link("0", "/dev/null");
+        assert_eq!(opened_in(&descriptors), None);
+        link("7", "/dev/gdrdrv");
+        let found = opened_in(&descriptors);
+        std::fs::remove_dir_all(&descriptors).unwrap();
+        assert_eq!(found, Some("/dev/gdrdrv".into()));
     }
 
     #[test]
