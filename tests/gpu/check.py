@@ -1,23 +1,40 @@
 #!/usr/bin/env python3
 """The checks on a real GPU: unmodified programs, run plain and under `greenboost run`, and compared.
 
-    bash tests/gpu/check [--greenboost PATH] [--out DIR] [--quick] [--within SECONDS] [NAME...]
+    bash tests/gpu/check [--greenboost PATH] [--out DIR] [--quick] [--within SECONDS] [--jobs N] [NAME...]
 
 Every program is a process of its own with a time limit. All output goes to DIR/check.log, the figures to DIR/check.json;
-the end of what a failing program said is shown as well. NAME selects checks (`--list` shows them); `facts` and
-`facts:SECTION` ask the driver itself and are run only when named.
+the end of what a failing program said is shown as well, and one table comes last. NAME selects checks (`--list` shows
+them, with their groups); a group's name stands for all of it.
+
+Groups:
+    sample      samples/*.cu, one check a section: every way in which CUDA programs get memory. The program runs twice
+                plain, all sections in one process; then each section alone under a VRAM limit that forces spilling. The
+                digests must be equal, and the summary must show the bytes that spilled.
+    python      PyTorch with each of its allocators, sharing and compiling; JAX, CuPy and Numba with each of their pools.
+                Twice plain, once under a limit; the digests of all sections must be equal.
+    memcheck    compute-sanitizer over the self-test's program; `memcheck:SECTION` for a sample.
+    stress      the random program stress.cu, `stress:SEED`, for --stress SECONDS: no mismatch, no leak.
+    whole       large programs, and what greenboost costs. These run alone; all others run --jobs at a time.
+    facts       `facts` and `facts:SECTION` ask the driver itself and are run only when named, as `memcheck:SECTION` and
+                `stress:SEED` are.
+
+`--plain` asks whether the programs themselves are right on this machine: greenboost is not used. What two plain runs of
+`sample` and `python` agreed on is written to DIR/plain.json; with `--known plain.json` a later round on a machine of the
+same GPU and driver runs those programs, if they are still the same, under greenboost only.
+
+`--build-only` compiles all programs into --bin DIR and ends: what is found there later is not compiled again, also on
+another machine. LIBRARY_PATH must then lead to a libcuda.so; where there is no stub the driver's own library is linked.
 
 Exit status: 0 when nothing failed, 1 when something did, 2 for a wrong argument. SKIP is no failure.
 """
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -28,255 +45,15 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from check_python import PYTHONS
+from check_samples import SAMPLES, memcheck, sample, two_processes
+from check_stress import stress
+from runner import (
+    GIB, HERE, PROGRAMS, PYTHON, Fail, Run, Runner, Skip, gib, library, meminfo, size, spread, status, stop,
+)
+
 ROOT = HERE.parent.parent
-GIB = 1 << 30
-PYTHON = os.environ.get("GREENBOOST_CHECK_PYTHON", "python3")
 BAR_DECODE, BAR_ALLOC, BAR_ZERO_COPY = 1.01, 2.0, 0.85
-
-
-class Skip(Exception):
-    """The check cannot be made here, and why."""
-
-
-class Fail(Exception):
-    """The check failed, and why."""
-
-
-# Processes
-
-
-class Run:
-    """What a process did."""
-
-    def __init__(self, label, code, text, seconds, timed_out):
-        self.label, self.code, self.text, self.seconds, self.timed_out = label, code, text, seconds, timed_out
-        self.records = []
-        lines = [line for line in text.splitlines() if line.startswith("RESULT ")]
-        try:
-            self.result = json.loads(lines[-1][7:]) if lines else {}
-        except ValueError:
-            self.result = {}
-
-    @property
-    def ok(self):
-        return self.code == 0 and not self.timed_out
-
-    def of_type(self, kind):
-        return [r for r in self.records if r.get("type") == kind]
-
-    def device(self, key):
-        """A figure of the first device, from the summary; None without one."""
-        summaries = self.of_type("summary") or self.of_type("snapshot")
-        devices = (summaries[-1].get("devices") or [{}]) if summaries else [{}]
-        return devices[0].get(key)
-
-    def spilled(self):
-        return self.device("spilled_bytes") or 0
-
-
-class Runner:
-    def __init__(self, args, out):
-        self.args, self.out, self.quick = args, out, args.quick
-        self.greenboost = str(Path(args.greenboost).resolve())
-        self.scratch = Path(tempfile.mkdtemp(prefix="greenboost-check-"))
-        self.log = open(out / "check.log", "a", encoding="utf-8", errors="replace")
-        self.lock = threading.Lock()
-        self.started = time.monotonic()
-        self.serial = 0
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith("GREENBOOST") and k != "LD_PRELOAD"}
-        self.env.update(PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=self.python_path())
-        self.gpu = gpu_facts()
-
-    @staticmethod
-    def python_path():
-        return os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-
-    def write(self, text):
-        with self.lock:
-            self.log.write(text if text.endswith("\n") else text + "\n")
-            self.log.flush()
-
-    def left(self):
-        """Seconds until the time given to the whole round is up."""
-        return self.args.within - (time.monotonic() - self.started)
-
-    def run(self, label, argv, limit=120, env=None, show=True):
-        """Runs a process to its end or its time limit."""
-        limit = max(5, min(limit, self.left()))
-        with self.lock:
-            self.serial += 1
-            path = self.scratch / f"{self.serial}.out"
-        start = time.monotonic()
-        timed_out = False
-        with open(path, "wb") as sink:
-            try:
-                child = subprocess.Popen(
-                    [str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                    env={**self.env, **(env or {})}, cwd=self.scratch, start_new_session=True,
-                )
-            except OSError as e:
-                self.write(f"=== {label}: {e}")
-                raise Fail(f"{label}: cannot start {argv[0]}: {e}") from e
-            try:
-                code = child.wait(limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                code = stop(child)
-        seconds = time.monotonic() - start
-        text = path.read_text(encoding="utf-8", errors="replace")
-        how = f"no end within {limit:.0f} s" if timed_out else f"status {code}"
-        variables = "".join(f"{k}={v} " for k, v in (env or {}).items())
-        self.write(f"=== {label}: {variables}{' '.join(map(str, argv))}\n{text[-2_000_000:]}\n=== {label}: {how}, {seconds:.1f} s\n")
-        run = Run(label, code, text, seconds, timed_out)
-        if show and not run.ok:
-            self.show(run, how)
-        return run
-
-    def show(self, run, how):
-        lines = run.text.splitlines()
-        with self.lock:
-            print(f"--- {run.label}: {how}; its last lines:")
-            for line in lines[-30:]:
-                print("    " + line[:300])
-            sys.stdout.flush()
-
-    def boosted(self, label, argv, options=(), limit=120, env=None, show=True):
-        """The same under `greenboost run`, with the records of the run."""
-        with self.lock:
-            self.serial += 1
-            records = self.scratch / f"{self.serial}.ndjson"
-        run = self.run(label, [self.greenboost, "run", *options, "--json", records, "--", *argv], limit, env, show)
-        try:
-            for line in records.read_text().splitlines():
-                run.records.append(json.loads(line))
-        except (OSError, ValueError) as e:
-            self.write(f"=== {label}: records: {e}")
-        told = [r for r in run.records if r.get("type") in ("wounded", "degraded", "oom", "host_refused", "summary")]
-        self.write("\n".join(json.dumps(r) for r in told))
-        for r in run.of_type("wounded"):
-            raise Fail(f"{label}: the shim reports itself wounded: {r.get('reason')}")
-        return run
-
-    def must(self, run, what=None):
-        """The process ended well and its own checks were fine."""
-        what = what or run.label
-        if run.timed_out:
-            raise Fail(f"{what}: no end within its time ({run.seconds:.0f} s)")
-        if run.code != 0:
-            raise Fail(f"{what}: {status(run.code)}")
-        if not run.result.get("ok"):
-            problems = run.result.get("problems") or run.result.get("failures") or "no RESULT line"
-            if run.code == 0:
-                self.show(run, "not ok")
-            raise Fail(f"{what}: {problems}")
-        return run.result
-
-    def must_spill(self, run, least=GIB // 4):
-        if not run.of_type("summary"):
-            raise Fail(f"{run.label}: no summary in the records of --json")
-        if run.spilled() < least:
-            raise Fail(f"{run.label}: only {gib(run.spilled())} spilled, so nothing was tried")
-
-    # What the machine has to give
-
-    def host_room(self):
-        """Host bytes that a job may take without being refused."""
-        return int(meminfo("MemAvailable") * 0.70)
-
-    def card(self):
-        if not self.gpu:
-            raise Skip("no NVIDIA GPU here (nvidia-smi does not answer)")
-        return self.gpu["total"], free_vram() or self.gpu["free"]
-
-    def has(self, *modules):
-        code = "import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in sys.argv[1:]))"
-        if self.run("modules", [PYTHON, "-c", code, *modules], 60, show=False).code:
-            raise Skip(f"{PYTHON} has no {' or '.join(modules)}")
-
-    # CUDA programs
-
-    def build(self, source, name=None, flags=(), libs=()):
-        """Compiles a program of this directory; kept for as long as source and flags stay the same."""
-        nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-        if not nvcc:
-            raise Skip("no nvcc here")
-        arch = f"sm_{self.gpu['capability'].replace('.', '')}" if self.gpu else "sm_90"
-        flags = ["-O3", "-std=c++20", f"-arch={arch}", *flags]
-        key = hashlib.sha256((HERE / source).read_bytes() + repr((nvcc, flags, libs)).encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"greenboost-check-bin-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        binary = folder / f"{name or Path(source).stem}-{key}"
-        if not binary.exists():
-            lib = Path(os.path.realpath(nvcc)).parent.parent / "lib64"
-            fresh = binary.with_name(f"{binary.name}.{os.getpid()}.{threading.get_ident()}")
-            extra = ["-Xlinker", f"-rpath={lib}"] if "shared" in flags else []
-            run = self.run(f"nvcc {binary.name}", [nvcc, *flags, *extra, "-o", fresh, HERE / source, *libs], 180)
-            if not run.ok:
-                raise Fail(f"{source} does not compile")
-            fresh.rename(binary)
-        return binary
-
-
-def stop(child):
-    """Ends a process that we started, with its children (they are in a session of their own)."""
-    for sig, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(child.pid, sig)
-        except ProcessLookupError:
-            pass
-        try:
-            return child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-    return -9
-
-
-def status(code):
-    return f"ended by signal {-code}" if code < 0 else f"exit status {code}"
-
-
-def gib(n):
-    return f"{n / GIB:.1f} GiB"
-
-
-def meminfo(field):
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def smi(query):
-    try:
-        out = subprocess.run(
-            ["nvidia-smi", "--id=0", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return [p.strip() for p in out.stdout.strip().split(",")] if out.returncode == 0 and out.stdout.strip() else None
-
-
-def gpu_facts():
-    fields = smi("name,driver_version,memory.total,memory.free,compute_cap")
-    if not fields or len(fields) != 5:
-        return None
-    try:
-        return dict(name=fields[0], driver=fields[1], total=int(fields[2]) << 20, free=int(fields[3]) << 20,
-                    capability=fields[4])
-    except ValueError:
-        return None
-
-
-def free_vram():
-    fields = smi("memory.free")
-    return int(fields[0]) << 20 if fields and fields[0].isdigit() else None
-
-
-def spread(values):
-    return f"{min(values):.3f} to {max(values):.3f}"
-
 
 # The checks. Each returns its figures, or raises Skip or Fail.
 
@@ -292,7 +69,7 @@ def selftest(r):
 
 
 def bigfill_program(r, cudart):
-    return r.build("bigfill.cu", f"bigfill-{cudart}", ["-cudart", cudart])
+    return r.program(f"bigfill-{cudart}")
 
 
 def fill_figures(run, limit):
@@ -386,10 +163,6 @@ def transformer(r):
     if layers < 2:
         raise Skip("too little VRAM or host RAM for a model")
     return layers, limit
-
-
-def size(n):
-    return f"{n >> 20}M"
 
 
 def compare(plain, other, keys):
@@ -586,7 +359,7 @@ def overhead_decode(r):
 
 def overhead_alloc(r):
     r.card()
-    program = r.build("alloctime.cu", flags=["-cudart", "static"])
+    program = r.program("alloctime")
     plain, boosted = [], []
     for i in range(3 if r.quick else 7):
         for which in ((0, 1) if i % 2 == 0 else (1, 0)):
@@ -665,19 +438,6 @@ SECTIONS = ["span", "attrs", "range", "pitch", "capture", "whilecapturing", "con
             "cost", "sync", "synccapture", "atomics", "nvml", "seam"]
 
 
-def library(name):
-    """Where the loader finds it."""
-    code = (
-        "import ctypes, sys; ctypes.CDLL(sys.argv[1]); "
-        "print(next(l.split()[-1] for l in open('/proc/self/maps') if '.so' in l and sys.argv[1].split('.so')[0] in l))"
-    )
-    try:
-        done = subprocess.run([PYTHON, "-c", code, name], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
 def facts(r, section=None):
     r.card()
     if section is not None and section not in [*SECTIONS, "symbols"]:
@@ -692,12 +452,7 @@ def facts(r, section=None):
             figures[lib] = f"{len(names)} names in {lib}.names" if names else f"no names ({path or 'not found'})"
     if section == "symbols":
         return figures
-    try:
-        program = r.build("facts.cu", flags=["-cudart", "static"], libs=("-lcuda",))
-    except Fail:
-        # No stub library: the real one by its path.
-        real = ("-Xlinker", "--no-as-needed", "-Xlinker", library("libcuda.so.1") or "libcuda.so.1")
-        program = r.build("facts.cu", flags=["-cudart", "static"], libs=real)
+    program = r.program("facts")
     bad = []
     with open(r.out / "facts.txt", "a", encoding="utf-8") as sink:
         for name in [section] if section else SECTIONS:
@@ -713,7 +468,7 @@ def facts(r, section=None):
     return {**figures, "in": "facts.txt"}
 
 
-CHECKS = {
+WHOLE = {
     "selftest": selftest,
     "bigfill": bigfill_card,
     "bigfill_static": lambda r: bigfill_limit(r, "static"),
@@ -730,6 +485,56 @@ CHECKS = {
     "overhead_decode": overhead_decode,
     "overhead_start": overhead_start,
 }
+GROUPS = {
+    "memcheck": {"memcheck": memcheck},
+    "python": PYTHONS,
+    "sample": {**{f"sample:{s}": lambda r, s=s: sample(r, s) for s in SAMPLES}, "two_processes": two_processes},
+    "stress": {"stress": lambda r: stress(r, 1)},
+    "whole": WHOLE,
+}
+CHECKS = {name: check for group in GROUPS.values() for name, check in group.items()}
+
+
+def choose(names):
+    """The checks that are named, by name; raises KeyError for a name that is none."""
+    chosen = {}
+    for name in names or CHECKS:
+        word, _, detail = name.partition(":")
+        if name in CHECKS:
+            chosen[name] = CHECKS[name]
+        elif name in GROUPS:
+            chosen.update(GROUPS[name])
+        elif word == "facts":
+            chosen[name] = lambda r, section=detail or None: facts(r, section)
+        elif word == "memcheck" and detail:
+            chosen[name] = lambda r, section=detail: memcheck(r, section)
+        elif word == "stress" and detail.isdigit():
+            chosen[name] = lambda r, seed=detail: stress(r, seed)
+        elif word == "sample" and detail in PROGRAMS and any(p == detail for p, _ in SAMPLES.values()):
+            chosen.update({f"sample:{s}": CHECKS[f"sample:{s}"] for s, (p, _) in SAMPLES.items() if p == detail})
+        else:
+            raise KeyError(name)
+    return chosen
+
+
+def programs_of(names):
+    """The CUDA programs that these checks run."""
+    wanted = set()
+    for name in names:
+        word, _, detail = name.partition(":")
+        if word in ("sample", "memcheck") and detail in SAMPLES:
+            wanted.add(SAMPLES[detail][0])
+        elif name == "two_processes":
+            wanted |= {"copies", "kernels"}
+        elif word == "stress":
+            wanted.add("stress")
+        elif word == "facts" and detail != "symbols":
+            wanted.add("facts")
+        elif name == "overhead_alloc":
+            wanted.add("alloctime")
+        elif name.startswith("bigfill") or name == "stream":
+            wanted |= {"bigfill-static", "bigfill-shared"}
+    return [n for n in PROGRAMS if n in wanted]
 
 
 def machine(r):
@@ -738,7 +543,7 @@ def machine(r):
     if nvcc:
         text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         release = next((l.split("release ")[1].split(",")[0] for l in text.splitlines() if "release " in l), "")
-    version = subprocess.run([r.greenboost, "--version"], capture_output=True, text=True).stdout.strip()
+    version = subprocess.run([r.greenboost, "--version"], capture_output=True, text=True).stdout.strip().partition("\n")[0]
     return dict(
         gpu=r.gpu and r.gpu["name"], driver=r.gpu and r.gpu["driver"], vram_gib=r.gpu and round(r.gpu["total"] / GIB, 1),
         vram_free_gib=r.gpu and round(r.gpu["free"] / GIB, 1), cuda=release or None, kernel=platform.release(),
@@ -766,61 +571,81 @@ def main():
     parser.add_argument("--out", default=os.environ.get("OUT"), metavar="DIR", help="for the log and the figures [default: $OUT]")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repetitions")
     parser.add_argument("--within", type=float, default=570, metavar="SECONDS", help="start no check after that [default: 570]")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="checks at a time, those of `whole` excepted [default: 1]")
+    parser.add_argument("--plain", action="store_true", help="only the runs without greenboost, of all groups but `whole`: are the programs right?")
+    parser.add_argument("--known", metavar="FILE", help="plain.json of an earlier round: what is in it is not run plain again")
+    parser.add_argument("--stress", type=float, default=20, metavar="SECONDS", help="how long stress runs [default: 20]")
+    parser.add_argument("--bin", metavar="DIR", help="where compiled programs are kept [default: in the temporary directory]")
+    parser.add_argument("--build-only", action="store_true", help="compile the programs and end")
     parser.add_argument("--list", action="store_true", help="show the names")
     parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     if args.list:
-        print("\n".join([*CHECKS, "facts", *(f"facts:{s}" for s in [*SECTIONS, "symbols"])]))
+        for group, checks in GROUPS.items():
+            print(f"{group}:", *checks)
+        print("when named:", "facts", *(f"facts:{s}" for s in [*SECTIONS, "symbols"]), "memcheck:SECTION", "stress:SEED",
+              *(f"sample:{p}" for p in sorted({p for p, _ in SAMPLES.values()})))
         return 0
-    chosen = {}
-    for name in args.names or CHECKS:
-        if name in CHECKS:
-            chosen[name] = CHECKS[name]
-        elif name == "facts" or name.startswith("facts:"):
-            section = name.partition(":")[2] or None
-            chosen[name] = lambda r, section=section: facts(r, section)
-        else:
-            print(f"check: no check '{name}'; --list shows the names", file=sys.stderr)
-            return 2
+    try:
+        chosen = choose(args.names)
+    except KeyError as e:
+        print(f"check: no check '{e.args[0]}'; --list shows the names", file=sys.stderr)
+        return 2
     out = Path(args.out or tempfile.mkdtemp(prefix="greenboost-check-out-"))
     out.mkdir(parents=True, exist_ok=True)
-    only_facts = all(n.startswith("facts") for n in chosen)
+    if args.plain:
+        chosen = {n: c for n, c in chosen.items() if n not in WHOLE}
+    only_facts = all(n.startswith("facts") for n in chosen) or args.build_only or args.plain
     if not only_facts and not os.access(args.greenboost, os.X_OK):
         print(f"check: no greenboost at {args.greenboost}; build it, or say --greenboost PATH", file=sys.stderr)
         return 2
     if only_facts and not os.access(args.greenboost, os.X_OK):
         args.greenboost = "/bin/true"
     r = Runner(args, out)
-    rows, about = [], machine(r)
+    try:
+        return build_all(r, PROGRAMS) if args.build_only else round_of(r, chosen)
+    finally:
+        r.log.close()
+        shutil.rmtree(r.scratch, ignore_errors=True)
+
+
+def build_all(r, names):
+    """Compiles these programs, some at a time: compilers use one core each. 1 when one does not compile."""
+    bad = []
+
+    def build(name):
+        try:
+            r.program(name)
+        except (Skip, Fail) as e:  # said again by the checks that need it
+            bad.append(f"{name}: {e}")
+
+    with ThreadPoolExecutor(os.cpu_count() or 4) as pool:
+        list(pool.map(build, names))
+    for text in bad:
+        r.write(text)
+        if r.args.build_only:
+            print(text)
+    return int(bool(bad))
+
+
+def round_of(r, chosen):
+    """Runs these checks and shows what came of them; 1 when one failed."""
+    rows, about = {}, machine(r)
     print(line(about), flush=True)
     r.write(line(about))
 
     def save():
-        document = {"machine": about, "quick": args.quick, "seconds": round(time.monotonic() - r.started, 1),
-                    "checks": [dict(name=n, result=w, seconds=round(s, 1), figures=f) for n, w, s, f in rows]}
-        (out / "check.json").write_text(json.dumps(document, indent=1) + "\n")
+        document = {"machine": about, "quick": r.quick, "seconds": round(time.monotonic() - r.started, 1),
+                    "checks": [dict(name=n, result=rows[n][0], seconds=round(rows[n][1], 1), figures=rows[n][2])
+                               for n in chosen if n in rows]}
+        (r.out / "check.json").write_text(json.dumps(document, indent=1) + "\n")
 
-    # Compilers use one core each: all at once, before anything is timed.
-    wanted = {"bigfill.cu": [n for n in chosen if n.startswith("bigfill") or n == "stream"],
-              "alloctime.cu": [n for n in chosen if n == "overhead_alloc"]}
-    jobs = []
-    if wanted["bigfill.cu"]:
-        jobs += [lambda: bigfill_program(r, "static"), lambda: bigfill_program(r, "shared")]
-    if wanted["alloctime.cu"]:
-        jobs.append(lambda: r.build("alloctime.cu", flags=["-cudart", "static"]))
-    with ThreadPoolExecutor(4) as pool:
-        for future in [pool.submit(j) for j in jobs]:
-            try:
-                future.result()
-            except (Skip, Fail):
-                pass  # said again by the check that needs it
-
-    for name, check in chosen.items():
+    def one(name):
         begin = time.monotonic()
         try:
             if r.left() < 20:
-                raise Skip(f"the {args.within:.0f} s of this round are over")
-            word, figures = "PASS", check(r)
+                raise Skip(f"the {r.args.within:.0f} s of this round are over")
+            word, figures = "PASS", chosen[name](r)
         except Skip as e:
             word, figures = "SKIP", str(e)
         except Fail as e:
@@ -829,20 +654,34 @@ def main():
             word, figures = "FAIL", "the check itself broke: " + traceback.format_exc().strip().splitlines()[-1]
             r.write(traceback.format_exc())
             traceback.print_exc()
-        rows.append((name, word, time.monotonic() - begin, figures))
+        seconds = time.monotonic() - begin
         r.write(f"##### {name}: {word}: {figures_text(figures)}")
-        print(f"{word} {name} ({rows[-1][2]:.0f} s)", flush=True)
-        save()
+        with r.lock:
+            rows[name] = (word, seconds, figures)
+            print(f"{word} {name} ({seconds:.0f} s)", flush=True)
+            save()
 
-    save()
+    # Before anything is timed.
+    build_all(r, programs_of(chosen))
+    beside = [n for n in chosen if n not in WHOLE and not n.startswith("facts")]
+    with ThreadPoolExecutor(max(1, r.args.jobs)) as pool:
+        list(pool.map(one, beside))
+    for name in chosen:
+        if name not in beside:
+            one(name)
+
     print("\n" + line(about))
-    wide = max(len(n) for n, *_ in rows)
-    for name, word, seconds, figures in rows:
-        print(f"{name:{wide}}  {word}  {seconds:5.1f} s  {figures_text(figures)}")
-    print(f"{time.monotonic() - r.started:.0f} s in all; {out}/check.log, check.json")
-    r.log.close()
-    shutil.rmtree(r.scratch, ignore_errors=True)
-    return int(any(w == "FAIL" for _, w, *_ in rows))
+    wide = max(len(n) for n in chosen)
+    for name in chosen:
+        word, seconds, figures = rows[name]
+        text = " ".join(figures_text(figures).split())
+        if len(text) > 400:
+            text = text[:400] + "..."
+        print(f"{name:{wide}}  {word}  {seconds:5.1f} s  {text}")
+    count = {w: sum(row[0] == w for row in rows.values()) for w in ("PASS", "FAIL", "SKIP")}
+    print(f"{count['PASS']} passed, {count['FAIL']} failed, {count['SKIP']} skipped; "
+          f"{time.monotonic() - r.started:.0f} s in all; {r.out}/check.log, check.json")
+    return int(count["FAIL"] > 0)
 
 
 if __name__ == "__main__":
