@@ -59,7 +59,7 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             break
         }
         'greenboost;selftest' {
-            [CompletionResult]::new('--simulated', '--simulated', [CompletionResultType]::ParameterName, 'Use the embedded simulated driver, also where there is a GPU')
+            [CompletionResult]::new('--simulated', '--simulated', [CompletionResultType]::ParameterName, 'Use the embedded simulated driver: needs no GPU, and says nothing about one')
             [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document instead of lines')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')

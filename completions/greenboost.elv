@@ -52,7 +52,7 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'greenboost;selftest'= {
-            cand --simulated 'Use the embedded simulated driver, also where there is a GPU'
+            cand --simulated 'Use the embedded simulated driver: needs no GPU, and says nothing about one'
             cand --json 'Print one JSON document instead of lines'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'

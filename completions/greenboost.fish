@@ -47,7 +47,7 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand inspect" -s h -l h
 complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -l timeout -d 'How long the driver may take to answer' -r
 complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -l json -d 'Print one JSON document'
 complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l simulated -d 'Use the embedded simulated driver, also where there is a GPU'
+complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l simulated -d 'Use the embedded simulated driver: needs no GPU, and says nothing about one'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l json -d 'Print one JSON document instead of lines'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c greenboost -n "__fish_greenboost_using_subcommand completions" -s h -l help -d 'Print help'

@@ -204,9 +204,9 @@ pub struct DoctorArgs {
 /// `greenboost selftest`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Exit status: 0 passed, 1 failed, 3 no usable GPU and no simulated driver either.")]
+Exit status: 0 passed, 1 failed, 3 no usable GPU (with --simulated none is needed).")]
 pub struct SelftestArgs {
-    /// Use the embedded simulated driver, also where there is a GPU
+    /// Use the embedded simulated driver: needs no GPU, and says nothing about one
     #[arg(long)]
     pub simulated: bool,
     /// Print one JSON document instead of lines

@@ -32,6 +32,8 @@ pub struct Job {
     is_full: bool,
     /// Datagrams that were not understood: a shim of another version.
     pub strange: u64,
+    /// Whether a process hung up since this was last cleared: it may have ended.
+    pub hung_up: bool,
 }
 
 impl Job {
@@ -54,6 +56,7 @@ impl Job {
                 connections: Vec::new(),
                 is_full: false,
                 strange: 0,
+                hung_up: false,
             })
         };
         build().inspect_err(|_| {
@@ -87,8 +90,10 @@ impl Job {
         };
         let mut records = Vec::new();
         let strange = &mut self.strange;
+        let before = self.connections.len();
         self.connections
             .retain(|connection| read_one(connection, &mut records, strange));
+        self.hung_up |= self.connections.len() < before;
         records
     }
 }
@@ -252,6 +257,7 @@ mod tests {
         pids.sort();
         assert_eq!(pids, [1, 2]);
         assert_eq!(job.strange, 2);
+        assert!(job.hung_up);
         assert_eq!(
             job.descriptors().count(),
             2,

@@ -26,6 +26,8 @@ use crate::{embed, reach, say};
 
 /// How often the ledger is looked at.
 const BEAT: Duration = Duration::from_secs(1);
+/// The first look after a process hung up; later ones come at a slower and slower pace, until it is the beat again.
+const SOON: Duration = Duration::from_millis(20);
 /// How often a line says what is held.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
@@ -183,6 +185,7 @@ impl Watch {
     fn until_the_end(&mut self, mut child: Child) -> (ExitStatus, Snapshot) {
         let mut next_line = LINE_EVERY;
         let mut next_beat = BEAT;
+        let mut pace = BEAT;
         loop {
             let now = self.started.elapsed();
             let timeout = next_beat.saturating_sub(now);
@@ -202,10 +205,16 @@ impl Watch {
             }
             self.listen();
             let now = self.started.elapsed();
+            // What a process held that has just ended must not wait for the beat. Ending takes it a moment after it hung up.
+            if std::mem::take(&mut self.job.hung_up) {
+                pace = SOON;
+                next_beat = next_beat.min(now + pace);
+            }
             if now < next_beat {
                 continue;
             }
-            next_beat = now + BEAT;
+            pace = (pace * 3).min(BEAT);
+            next_beat = now + pace;
             let snapshot = Snapshot::take(&self.job.ledger);
             self.beat(&snapshot);
             if now >= next_line {

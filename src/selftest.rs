@@ -18,6 +18,9 @@ pub const FAILED: u8 = 1;
 /// Exit status: no usable GPU.
 pub const NO_GPU: u8 = 3;
 
+/// What is said then.
+const WITHOUT_GPU: &str = "no usable GPU here; `greenboost selftest --simulated` checks greenboost itself without one, on a simulated driver";
+
 /// VRAM limit on a real card: small, so that little memory and little time are needed.
 const LIMIT: &str = "256M";
 /// VRAM of the simulated card, and the limit on it.
@@ -45,14 +48,15 @@ struct Outcome {
 
 /// Runs it.
 pub fn selftest(args: &SelftestArgs) -> anyhow::Result<u8> {
-    let scratch = Scratch::create()?;
-    let is_simulated = args.simulated || !has_gpu()?;
-    if is_simulated && !args.simulated {
-        say("no usable GPU here: using the simulated driver instead, as with --simulated");
+    let is_simulated = args.simulated;
+    if !is_simulated && !has_gpu()? {
+        say(WITHOUT_GPU);
+        return Ok(NO_GPU);
     }
+    let scratch = Scratch::create()?;
     let outcome = attempt(&scratch.0, is_simulated, args.json)?;
     if outcome.status == Some(NO_GPU.into()) {
-        say("no usable GPU; `greenboost selftest --simulated` needs none");
+        say(WITHOUT_GPU);
         return Ok(NO_GPU);
     }
     let has_passed = outcome.status == Some(0) && outcome.misuse.is_empty();

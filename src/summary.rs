@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use greenboost_wire::ledger::{Ledger, Tier};
+use greenboost_wire::ledger::{self, Ledger, Part, Tier};
 use serde::Serialize;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -53,6 +53,78 @@ pub struct DeviceSnapshot {
     pub ooms: u64,
     /// The largest of those, bytes.
     pub oom_largest: u64,
+    /// What the driver holds for the program.
+    pub counted: Counted,
+}
+
+/// What the driver holds for the program, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// Arrays; part of the VRAM.
+    pub arrays: Figure,
+    /// Variables of modules, stacks of kernels; part of the VRAM.
+    pub code: Figure,
+    /// Allocated by the program as pinned memory; part of the host bytes.
+    pub pinned: Figure,
+    /// The program's own memory, registered; part of the host bytes.
+    pub registered: Figure,
+    /// Managed memory; besides.
+    pub managed: Figure,
+    /// Imported from other interfaces; besides.
+    pub external: Figure,
+}
+
+/// Bytes now, and the most there ever were.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Figure {
+    /// Now.
+    pub bytes: u64,
+    /// At most.
+    pub peak: u64,
+}
+
+impl Counted {
+    fn take(ledger: &Ledger, index: usize, device: &ledger::Device) -> Counted {
+        let figure = |part| Figure {
+            bytes: ledger.part(part, index),
+            peak: device.part_peak(part),
+        };
+        Counted {
+            arrays: figure(Part::Arrays),
+            code: figure(Part::Code),
+            pinned: figure(Part::Pinned),
+            registered: figure(Part::Registered),
+            managed: figure(Part::Managed),
+            external: figure(Part::External),
+        }
+    }
+
+    /// Peaks in words, one line for each of VRAM, host RAM and what is in neither.
+    fn lines(&self) -> Vec<String> {
+        let rows = [
+            ("in VRAM", [(&self.arrays, "arrays"), (&self.code, "code")]),
+            (
+                "in host RAM",
+                [(&self.pinned, "pinned"), (&self.registered, "registered")],
+            ),
+            (
+                "besides",
+                [(&self.managed, "managed"), (&self.external, "external")],
+            ),
+        ];
+        let mut lines = Vec::new();
+        for (of, figures) in rows {
+            let parts: Vec<String> = figures
+                .iter()
+                .filter(|(figure, _)| figure.peak > 0)
+                .map(|(figure, name)| format!("{} {name}", human(figure.peak)))
+                .collect();
+            if !parts.is_empty() {
+                lines.push(format!("{of}: up to {}", parts.join(", ")));
+            }
+        }
+        lines
+    }
 }
 
 impl Snapshot {
@@ -76,6 +148,7 @@ impl Snapshot {
             spilled_bytes: d.spilled_bytes.load(SeqCst),
             ooms: d.ooms.load(SeqCst),
             oom_largest: d.oom_largest.load(SeqCst),
+            counted: Counted::take(ledger, device, d),
         });
         let devices: Vec<_> = devices.collect();
         Snapshot {
@@ -152,6 +225,8 @@ impl Snapshot {
         let mut lines: Vec<String> = table.lines().map(|l| l.trim_end().to_string()).collect();
         for d in &self.devices {
             lines.push(d.counts());
+            let named = d.counted.lines().into_iter();
+            lines.extend(named.map(|line| format!("GPU {} {line}", d.device)));
         }
         for (device, name) in names {
             lines.push(format!("GPU {device} is {name}"));
@@ -200,6 +275,7 @@ mod tests {
             spilled_bytes: 55 << 30,
             ooms: 1,
             oom_largest: 2 << 30,
+            counted: Counted::default(),
         };
         Snapshot {
             cuda_processes: 1,
@@ -219,6 +295,26 @@ GPU 0 in host RAM   52.0 GiB  1.0 MiB  90.0 GiB
 GPU 0: 12345 allocations, 12 spilled 55.0 GiB, 1 OOM (max 2.0 GiB)
 GPU 0 is NVIDIA H100 80GB HBM3";
         assert_eq!(snapshot(1).summary(&names), expected);
+    }
+
+    #[test]
+    fn what_is_only_counted_has_a_name() {
+        let mut all = snapshot(1);
+        let figure = |peak| Figure { bytes: 0, peak };
+        all.devices[0].counted = Counted {
+            arrays: figure(1 << 30),
+            pinned: figure(3 << 20),
+            registered: figure(5 << 20),
+            ..Counted::default()
+        };
+        assert!(all.devices[0].counted.lines().len() == 2);
+        let text = all.summary(&BTreeMap::new());
+        assert!(
+            text.contains("\nGPU 0 in VRAM: up to 1.0 GiB arrays\n"),
+            "{text}"
+        );
+        let host = "GPU 0 in host RAM: up to 3.0 MiB pinned, 5.0 MiB registered";
+        assert!(text.ends_with(host), "{text}");
     }
 
     #[test]

@@ -77,8 +77,7 @@ uses! {
     fn cuCtxPopCurrent_v2(context: *mut CUcontext);
     fn cuCtxSynchronize();
     fn cuThreadExchangeStreamCaptureMode(mode: *mut c_int);
-    fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint);
-    fn cuMemHostUnregister(address: *mut c_void);
+    fn cuCtxGetLimit(value: *mut usize, limit: c_int);
     fn cuMemHostGetDevicePointer_v2(out: *mut CUdeviceptr, address: *mut c_void, flags: c_uint);
     fn cuMemAddressReserve(address: *mut CUdeviceptr, size: usize, align: usize, wish: CUdeviceptr, flags: c_ulonglong);
     fn cuMemAddressFree(address: CUdeviceptr, size: usize);
@@ -107,6 +106,7 @@ uses! {
     fn cuMemcpy2DAsync_v2_ptsz(copy: *const CUDA_MEMCPY2D, stream: CUstream);
     fn cuMemcpy3DAsync_v2_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream);
     fn cuMemcpy3DPeerAsync_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream);
+    fn nvmlDeviceGetMigMode(device: nvmlDevice_t, current: *mut c_uint, pending: *mut c_uint);
     fn nvmlDeviceGetUUID(device: nvmlDevice_t, text: *mut c_char, length: c_uint);
 }
 
@@ -231,6 +231,14 @@ pub fn without_context<T>(f: impl FnOnce() -> T) -> T {
         }
         result
     }
+}
+
+/// A limit of the current context.
+pub fn context_limit(limit: c_int) -> Result<u64> {
+    let mut value = 0;
+    // SAFETY: writes one size.
+    check(unsafe { raw::cuCtxGetLimit(&mut value, limit) })?;
+    Ok(value as u64)
 }
 
 /// Where physical memory is made.
@@ -369,7 +377,7 @@ impl Drop for Relaxed {
 pub unsafe fn host_register(address: u64, bytes: usize) -> Result<()> {
     let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
     // SAFETY: the caller's promise.
-    check(unsafe { raw::cuMemHostRegister_v2(address as *mut c_void, bytes, flags) })
+    check(unsafe { real::cuMemHostRegister_v2(address as *mut c_void, bytes, flags) })
 }
 
 /// Undoes [`host_register`].
@@ -378,7 +386,7 @@ pub unsafe fn host_register(address: u64, bytes: usize) -> Result<()> {
 /// No work that could touch the memory is in flight.
 pub unsafe fn host_unregister(address: u64) -> Result<()> {
     // SAFETY: the caller's promise.
-    check(unsafe { raw::cuMemHostUnregister(address as *mut c_void) })
+    check(unsafe { real::cuMemHostUnregister(address as *mut c_void) })
 }
 
 /// Where the GPU sees registered memory.
@@ -420,6 +428,17 @@ pub fn memory_type(address: CUdeviceptr) -> Result<c_uint> {
     // SAFETY: writes one unsigned int; any address may be asked about.
     check(unsafe { real::cuPointerGetAttribute(out, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address) })?;
     Ok(kind)
+}
+
+/// Whether this is a GPU in MIG mode; an instance of one is not.
+///
+/// # Safety
+/// The handle is the program's, from NVML.
+pub unsafe fn nvml_is_divided(device: nvmlDevice_t) -> bool {
+    let (mut now, mut later) = (0, 0);
+    // SAFETY: NVML writes two unsigned ints. It refuses instances, and GPUs that know no MIG.
+    let code = unsafe { raw::nvmlDeviceGetMigMode(device, &mut now, &mut later) };
+    code == NVML_SUCCESS && now == 1
 }
 
 /// The UUID of an NVML device, as CUDA has it. `None` for text that is not `GPU-` or `MIG-` and 32 hexadecimal digits.

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 use greenboost_abi::*;
 
 use crate::calls::{
-    array, capture, context, memory, order, pointer, pool, proc_address, query, vmm,
+    array, capture, code, context, external, host, memory, order, pointer, pool, proc_address,
+    query, vmm,
 };
 use crate::{boundary, process};
 
@@ -43,7 +44,7 @@ macro_rules! hooks {
         $(
             $(#[$about])*
             #[cfg_attr(not(test), unsafe(no_mangle))]
-            #[allow(non_snake_case, clippy::missing_safety_doc)]
+            #[allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> c_int {
                 boundary::enter(
                     // SAFETY: the program's own arguments, passed on as they are.
@@ -58,7 +59,7 @@ macro_rules! hooks {
         ///
         /// # Safety
         /// As the driver's documentation says of each.
-        #[allow(non_snake_case, missing_docs, clippy::missing_safety_doc)]
+        #[allow(non_snake_case, missing_docs, clippy::missing_safety_doc, clippy::too_many_arguments)]
         pub mod real {
             use super::*;
             $(
@@ -178,6 +179,15 @@ hooks! {
     fn nvmlDeviceGetMemoryInfo(device: nvmlDevice_t, memory: *mut nvmlMemory_t) => query::nvml_v1;
     /// Reports the budgets.
     fn nvmlDeviceGetMemoryInfo_v2(device: nvmlDevice_t, memory: *mut nvmlMemory_v2_t) => query::nvml_v2;
+    /// Says of processes of the job what the job's limits know of them.
+    fn nvmlDeviceGetComputeRunningProcesses(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v1_t)
+        => query::nvml_processes_v1;
+    /// Says of processes of the job what the job's limits know of them.
+    fn nvmlDeviceGetComputeRunningProcesses_v2(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v2_t)
+        => query::nvml_processes_v2;
+    /// Says of processes of the job what the job's limits know of them.
+    fn nvmlDeviceGetComputeRunningProcesses_v3(device: nvmlDevice_t, count: *mut c_uint, infos: *mut nvmlProcessInfo_v2_t)
+        => query::nvml_processes_v3;
     /// Answers with the program's own base and size.
     fn cuMemGetAddressRange_v2(base: *mut CUdeviceptr, size: *mut usize, address: CUdeviceptr) => pointer::address_range;
     /// Answers for spilled memory as for device memory.
@@ -220,18 +230,69 @@ hooks! {
     /// Uncounted; a range of the shim is freed when the stream has come to it.
     fn cuMemFreeAsync_ptsz(address: CUdeviceptr, stream: CUstream) => pool::free_ptsz;
 
-    // Arrays: counted
-    /// Counted.
+    // Arrays: within the VRAM limit, never placed elsewhere
+    /// Reserved first; out of memory beyond the limit.
     fn cuArrayCreate_v2(out: *mut CUarray, descriptor: *const CUDA_ARRAY_DESCRIPTOR) => array::create;
-    /// Counted.
+    /// Reserved first; out of memory beyond the limit.
     fn cuArray3DCreate_v2(out: *mut CUarray, descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) => array::create_3d;
     /// Uncounted.
     fn cuArrayDestroy(array: CUarray) => array::destroy;
-    /// Counted.
+    /// Reserved first; out of memory beyond the limit.
     fn cuMipmappedArrayCreate(out: *mut CUmipmappedArray, descriptor: *const CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint)
         => array::create_mipmapped;
     /// Uncounted.
     fn cuMipmappedArrayDestroy(array: CUmipmappedArray) => array::destroy_mipmapped;
+
+    // Host memory that the program pins: within the RAM limit
+    /// Reserved first; out of memory beyond the limit, or when the machine is short of RAM.
+    fn cuMemHostAlloc(out: *mut *mut c_void, bytes: usize, flags: c_uint) => host::alloc;
+    /// Reserved first; out of memory beyond the limit, or when the machine is short of RAM.
+    fn cuMemAllocHost_v2(out: *mut *mut c_void, bytes: usize) => host::alloc_v2;
+    /// Uncounted.
+    fn cuMemFreeHost(address: *mut c_void) => host::free;
+    /// Reserved first; out of memory beyond the limit, or when the machine is short of RAM.
+    fn cuMemHostRegister(address: *mut c_void, bytes: usize, flags: c_uint) => host::register;
+    /// Reserved first; out of memory beyond the limit, or when the machine is short of RAM.
+    fn cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint) => host::register_v2;
+    /// Uncounted.
+    fn cuMemHostUnregister(address: *mut c_void) => host::unregister;
+
+    // Code and what comes with it: counted by what is missing on the device afterwards
+    /// Counted.
+    fn cuModuleLoad(out: *mut CUmodule, path: *const c_char) => code::module;
+    /// Counted.
+    fn cuModuleLoadData(out: *mut CUmodule, image: *const c_void) => code::module_data;
+    /// Counted.
+    fn cuModuleLoadDataEx(out: *mut CUmodule, image: *const c_void, count: c_uint, options: *mut c_int, values: *mut *mut c_void)
+        => code::module_data_ex;
+    /// Counted.
+    fn cuModuleLoadFatBinary(out: *mut CUmodule, image: *const c_void) => code::module_fat;
+    /// Counted, the first time that it is asked of a module.
+    fn cuModuleGetGlobal_v2(out: *mut CUdeviceptr, bytes: *mut usize, module: CUmodule, name: *const c_char)
+        => code::module_global;
+    /// Uncounted.
+    fn cuModuleUnload(module: CUmodule) => code::module_unload;
+    /// Counted.
+    fn cuLibraryLoadData(out: *mut CUlibrary, code: *const c_void, jit: *mut c_int, jit_values: *mut *mut c_void, jit_count: c_uint, options: *mut c_int, values: *mut *mut c_void, count: c_uint)
+        => code::library;
+    /// Counted.
+    fn cuLibraryLoadFromFile(out: *mut CUlibrary, path: *const c_char, jit: *mut c_int, jit_values: *mut *mut c_void, jit_count: c_uint, options: *mut c_int, values: *mut *mut c_void, count: c_uint)
+        => code::library_file;
+    /// Counted, the first time that it is asked of a library.
+    fn cuLibraryGetGlobal(out: *mut CUdeviceptr, bytes: *mut usize, library: CUlibrary, name: *const c_char)
+        => code::library_global;
+    /// Counted, the first time that it is asked of a library.
+    fn cuLibraryGetModule(out: *mut CUmodule, library: CUlibrary) => code::library_module;
+    /// Uncounted.
+    fn cuLibraryUnload(library: CUlibrary) => code::library_unload;
+    /// Counted: stacks of kernels.
+    fn cuCtxSetLimit(limit: c_int, value: usize) => code::set_limit;
+
+    // External memory: counted by name, charged to no limit
+    /// Counted.
+    fn cuImportExternalMemory(out: *mut CUexternalMemory, desc: *const CUDA_EXTERNAL_MEMORY_HANDLE_DESC) => external::import;
+    /// Uncounted.
+    fn cuDestroyExternalMemory(memory: CUexternalMemory) => external::destroy;
 
     // Captures: nothing is drained or freed while one is open
     /// Opens a capture.

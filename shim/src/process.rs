@@ -112,6 +112,10 @@ fn awaken() {
     let Some(directory) = directory() else { return };
     quiet_panics();
     telemetry::connect(&directory.join(CONTROL_SOCKET));
+    // What this very process held before an `exec` is gone, and what others left too.
+    if let Some(ledger) = ledger() {
+        ledger.reap();
+    }
     let Some(place) = ledger().and_then(Place::take) else {
         telemetry::say(
             Kind::Degraded,

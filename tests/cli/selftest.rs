@@ -149,21 +149,55 @@ fn no_gpu_and_too_little_ram() {
         stdout(&output)
     );
 
-    // Without --simulated, but with a driver that cannot be loaded: the simulated one steps in.
+    // Without --simulated, with a driver that cannot be loaded: one sentence, which says what needs no GPU.
     fs::write(env.file("libcuda.so.1"), "broken").unwrap();
-    let mut command = env.greenboost(["selftest", "--json"]);
-    command.env("LD_LIBRARY_PATH", env.file(""));
+    for words in [&["selftest"][..], &["selftest", "--json"]] {
+        let mut command = env.greenboost(words);
+        command.env("LD_LIBRARY_PATH", env.file(""));
+        let output = expect(&mut command, 3);
+        assert_eq!(stdout(&output), "");
+        let said = stderr(&output);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.starts_with("greenboost: no usable GPU here"), "{said}");
+        assert!(said.contains("`greenboost selftest --simulated`"), "{said}");
+    }
+
+    let mut command = env.greenboost(["selftest", "--simulated", "--json"]);
     let output = expect(command.env("GREENBOOST_RAM_LIMIT", "2M"), 1);
-    let said = stderr(&output);
-    assert!(
-        said.contains("using the simulated driver instead"),
-        "{said}"
-    );
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["passed"], false);
     assert_eq!(document["simulated"], true);
     let checks = document["checks"].as_array().unwrap();
     assert_eq!(checks.last().unwrap()["ok"], false);
+}
+
+/// What a killed process held is free again within a second, although nobody in the job allocates or asks.
+#[test]
+fn the_share_of_a_killed_process_comes_back() {
+    let env = TestEnv::new();
+    let driver = env.simulated_driver();
+    let script = format!(
+        "{GREENBOOST} selftest-program >out & until grep -q '^ok' out; do sleep 0.01; done; kill -9 $!; sleep 0.7; exit 5"
+    );
+    let records = env.file("records");
+    let mut command = env.greenboost(["run", "--vram-limit", "64M", "--json"]);
+    command
+        .arg(&records)
+        .args(["--", "sh", "-c", &script])
+        .env("LD_LIBRARY_PATH", driver)
+        .env("FAKE_CUDA_VRAM", "96M");
+    expect(&mut command, 5);
+    let text = fs::read_to_string(&records).unwrap();
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(summary["type"], "summary");
+    let device = &summary["devices"][0];
+    assert!(
+        device["vram_peak"].as_u64().unwrap() > 1 << 20,
+        "it held nothing: {summary}"
+    );
+    assert_eq!(device["vram_bytes"], 0, "{summary}");
+    assert_eq!(summary["host_bytes"], 0, "{summary}");
+    assert_eq!(device["counted"]["arrays"]["bytes"], 0, "{summary}");
 }
 
 #[test]

@@ -666,8 +666,18 @@ impl<'a> Running<'a> {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_none()
+    }
+
+    pub fn signal(&mut self, signal: i32) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        let signal = nix::sys::signal::Signal::try_from(signal).expect("a signal");
+        nix::sys::signal::kill(pid, signal).expect("kill");
     }
 
     pub fn kill(&mut self) {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use greenboost_wire::ledger::Tier;
+use greenboost_wire::ledger::{Part, Tier};
 use greenboost_wire::record::Kind;
 
-use crate::harness::{MIB, Run, run};
+use crate::harness::{Job, MIB, Run, run};
 
 /// PITFALLS 13: many processes and threads under one limit; at no moment is the sum above it.
 #[test]
@@ -184,14 +184,29 @@ fn ram_limit_over_devices() {
     assert_eq!(host, 0);
 }
 
-/// Walks a victim through its stages and reads what is held in each.
-fn stages(what: &str) -> Vec<(String, u64)> {
+/// What is held of one kind.
+fn held_as(job: &Job, part: Option<Part>) -> u64 {
+    match part {
+        None => job.held().0,
+        Some(part) => job
+            .ledger
+            .devices()
+            .map(|(i, _)| job.ledger.part(part, i))
+            .sum(),
+    }
+}
+
+/// Walks a victim through its stages and reads what is held in each: in VRAM, or of a part.
+fn stages(what: &str, part: Option<Part>) -> Vec<(String, u64)> {
     let r = run("counted", &[what]).vram(64);
     let r = match what {
         // It frees twice, and tries the shim's ranges with the program's calls and the reverse.
         "async" => r.misuses("free"),
         "vmm" => r.misuses("free").misuses("unmap"),
-        _ => r.misuses("destroy of array"),
+        "array" => r.misuses("destroy of array"),
+        "managed" => r.misuses("which is no allocation"),
+        "pinned" | "registered" => r.misuses("of host memory"),
+        _ => r,
     };
     let plain = {
         let mut live = r.clone().card(4096).start_plain();
@@ -204,7 +219,7 @@ fn stages(what: &str) -> Vec<(String, u64)> {
     let mut live = r.start_in(&job);
     let mut all = Vec::new();
     while let Some(stage) = live.next_line("stage ", all.len()) {
-        all.push((stage.clone(), job.held().0));
+        all.push((stage.clone(), held_as(&job, part)));
         live.tell("on");
         if stage == "end" {
             break;
@@ -217,8 +232,14 @@ fn stages(what: &str) -> Vec<(String, u64)> {
 }
 
 fn demand_stages(what: &str, piece: u64) {
-    let all = stages(what);
+    demand_stages_of(what, None, piece);
+}
+
+/// After each stage so much is held: of a part exactly; of VRAM with what the shim keeps for reuse.
+fn demand_stages_of(what: &str, part: Option<Part>, piece: u64) {
+    let all = stages(what, part);
     let start = all[0].1;
+    let slack = if part.is_none() { 4 * MIB } else { piece / 4 };
     for (stage, held) in &all {
         let pieces = match stage.split(' ').next() {
             Some("three") => 3,
@@ -228,7 +249,7 @@ fn demand_stages(what: &str, piece: u64) {
         let expected = start + pieces * piece;
         // What the shim keeps for reuse is held too.
         assert!(
-            (expected..=expected + 4 * MIB).contains(held),
+            (expected..=expected + slack).contains(held),
             "{what}, {stage}: {held} bytes held, {expected} expected; {all:?}"
         );
     }
@@ -246,10 +267,240 @@ fn p15_own_virtual_memory_is_counted() {
     demand_stages("vmm", 6 * MIB);
 }
 
-/// PITFALLS 29: arrays are counted.
+/// PITFALLS 29: arrays are counted, in VRAM and by name; mipmapped, layered and sparse ones as what they are.
 #[test]
 fn p29_arrays_are_counted() {
     demand_stages("array", 6 * MIB);
+    demand_stages_of("array", Some(Part::Arrays), 6 * MIB);
+    demand_stages("mipmap", 6 * MIB);
+    demand_stages_of("mipmap", Some(Part::Arrays), 6 * MIB);
+}
+
+/// PITFALLS 29: variables of modules and of libraries, and the stacks of kernels, which no allocation call shows.
+#[test]
+fn p29_code_is_counted() {
+    for what in ["module", "library", "limit"] {
+        demand_stages(what, 6 * MIB);
+        demand_stages_of(what, Some(Part::Code), 6 * MIB);
+    }
+}
+
+/// A large variable is counted whole once it is known; another program that takes memory while a module is loaded is
+/// mistaken for it within bounds.
+#[test]
+fn code_is_counted_within_bounds() {
+    let known = |r: Run, meanwhile: Option<(Run, &Job)>| {
+        let job = r.job();
+        let mut live = r.start_in(&job);
+        live.until("stage start");
+        live.tell("on");
+        let mut other = meanwhile.map(|(r, job)| r.start_in(job));
+        if let Some(other) = &mut other {
+            other.until("holding");
+        }
+        live.until("stage loaded");
+        live.tell("on");
+        live.until("stage known");
+        let held = held_as(&job, Some(Part::Code));
+        live.tell("on");
+        live.say_on();
+        live.wait();
+        other
+            .into_iter()
+            .for_each(|mut o| (o.tell("end"), drop(o.wait())).1);
+        job.demand_sane_and_empty();
+        held
+    };
+    let bytes = 200 * MIB;
+    let r = run("counted", &["variable", &bytes.to_string()]).slack(256);
+    let held = known(r, None);
+    assert!(
+        (bytes..bytes + 3 * MIB).contains(&held),
+        "{held} bytes of {bytes}"
+    );
+
+    let board = tempfile::NamedTempFile::new().unwrap();
+    let stranger = run("life", &["hold", "314572800"])
+        .vram(400)
+        .env("FAKE_CUDA_SHARED", board.path());
+    let other_job = stranger.job();
+    let r = run("counted", &["variable", "4194304"])
+        .slack(128)
+        .env("FAKE_CUDA_SHARED", board.path())
+        .env("FAKE_CUDA_BLOCK", "cuModuleLoadData:1:4000");
+    let held = known(r, Some((stranger, &other_job)));
+    assert!((4 * MIB..=68 * MIB).contains(&held), "{held} bytes");
+}
+
+/// What was counted in a context is no longer when it is gone, of every kind.
+#[test]
+fn contexts_end_what_is_counted() {
+    for part in [Part::Code, Part::Managed, Part::Pinned] {
+        demand_stages_of("context", Some(part), 6 * MIB);
+    }
+}
+
+/// Managed and external memory is counted by name and until it is freed, and charged to no limit.
+#[test]
+fn what_is_counted_apart() {
+    for (what, part) in [("managed", Part::Managed), ("external", Part::External)] {
+        demand_stages_of(what, Some(part), 6 * MIB);
+    }
+    // Of VRAM it holds what it made, once, however often that is imported.
+    let all = stages("external", None);
+    let of = |stage: &str| all.iter().find(|(s, _)| s == stage).unwrap().1;
+    assert_eq!(of("one made"), of("three held"), "{all:?}");
+    let all = stages("managed", None);
+    assert!(all.iter().all(|(_, held)| *held <= 4 * MIB), "{all:?}");
+}
+
+/// The program's own pinned memory is part of the host memory, by name and in the budget.
+#[test]
+fn p25_pinned_host_memory_is_counted() {
+    for (what, part) in [("pinned", Part::Pinned), ("registered", Part::Registered)] {
+        demand_stages_of(what, Some(part), 6 * MIB);
+    }
+}
+
+/// Arrays go up to the VRAM limit and not beyond it, also when what is kept for reuse has to make room for them.
+#[test]
+fn p29_arrays_stay_within_the_limit() {
+    let outcome = run("counted", &["array-limit"]).vram(16).shimmed();
+    for round in 0..3 {
+        assert_eq!(
+            outcome.notes("round")[round],
+            format!("{round}: 16 arrays, then 2")
+        );
+    }
+    assert_eq!(outcome.said(Kind::OutOfMemory), 3);
+}
+
+/// PITFALLS 25: what the program pins is refused beyond the RAM limit, and what it spills shares that limit with it.
+#[test]
+fn p25_pinned_host_memory_stays_within_the_limit() {
+    let outcome = run("counted", &["host-limit"]).vram(8).ram(48).shimmed();
+    for round in 0..2 {
+        let pieces: u64 = outcome.notes("round")[round]
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!(
+            (46..=48).contains(&pieces),
+            "{pieces} pieces of 1 MiB in 48"
+        );
+    }
+    let said = |line: &str| outcome.stdout.lines().filter(|l| *l == line).count();
+    assert_eq!(said("register: 2"), 2, "{}", outcome.stdout);
+    assert_eq!(said("register: 0"), 2, "{}", outcome.stdout);
+    assert_eq!(said("spill: false"), 2, "{}", outcome.stdout);
+    // Without spilling there is no RAM budget, and the machine has plenty.
+    let r = run("counted", &["pinned"])
+        .no_spill()
+        .misuses("of host memory");
+    let job = r.job();
+    let mut live = r.start_in(&job);
+    (0..9).for_each(|_| live.say_on());
+    live.wait();
+    assert_eq!(job.held(), (0, 0));
+}
+
+/// PITFALLS 24: what spills is pinned in bounded pieces, and the machine is asked before each.
+#[test]
+fn p24_host_memory_comes_in_pieces() {
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let r = run("life", &["hold", "1073741824"])
+        .ram(4096)
+        .env("FAKE_CUDA_TRACE", trace.path());
+    let job = r.job();
+    let mut live = r.start_in(&job);
+    live.until("holding");
+    let calls = std::fs::read_to_string(trace.path()).unwrap();
+    let made = calls
+        .lines()
+        .filter(|l| l.contains(" cuMemCreate 0"))
+        .count();
+    // Of at most 64 MiB each; two more are made when the device is tried out.
+    assert!(made >= 16, "{made} pieces of 1 GiB");
+    live.tell("end");
+    live.wait();
+}
+
+/// A memory cgroup of its own, below ours; gone with this value.
+struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    /// `None` where the system does not let us: no root, no delegation.
+    fn create(limit: u64) -> Option<Cgroup> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let name = format!("greenboost-test-{}", std::process::id());
+        for line in own.lines() {
+            let fields: Vec<&str> = line.splitn(3, ':').collect();
+            let (top, file) = match fields[1] {
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                c if c.split(',').any(|c| c == "memory") => {
+                    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+                }
+                _ => continue,
+            };
+            // In a container our own path may not be visible; then the top is ours.
+            for parent in [format!("{top}{}", fields[2]), top.to_string()] {
+                let dir = std::path::Path::new(&parent).join(&name);
+                if std::fs::create_dir(&dir).is_err() {
+                    continue;
+                }
+                let group = Cgroup(dir.clone());
+                if std::fs::write(dir.join(file), limit.to_string()).is_ok() {
+                    return Some(group);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// PITFALLS 24 and 25 in a real cgroup: what is spilled and what the program pins stay within its limit, although the
+/// kernel would charge neither; the program gets out of memory and is not killed.
+#[test]
+fn p24_p25_under_a_cgroup_limit() {
+    const LIMIT: u64 = 400 * MIB;
+    let Some(group) = Cgroup::create(LIMIT) else {
+        println!("this system lets us make no cgroup");
+        return;
+    };
+    let inside = |victim: &str, args: &str| {
+        let program = crate::harness::bench().victims.join(victim);
+        let procs = group.0.join("cgroup.procs");
+        let script = format!(
+            "echo $$ > {} && exec {} {args}",
+            procs.display(),
+            program.display()
+        );
+        run("/bin/sh", &["-c", &script]).vram(16).ram(16384)
+    };
+    let demand_refused = |outcome: &crate::harness::Outcome, bytes: u64| {
+        assert!(bytes <= LIMIT, "{bytes} bytes under a limit of {LIMIT}");
+        assert!(
+            bytes >= LIMIT / 8,
+            "only {bytes} bytes under a limit of {LIMIT}"
+        );
+        let cgroup = outcome.records.iter().any(|r| r.text.contains("cgroup"));
+        assert!(cgroup, "nobody was told why: {:?}", outcome.records);
+    };
+    let outcome = inside("memory", "exhaust 3145728").shimmed();
+    let counts = outcome.notes("pieces")[0];
+    let first: u64 = counts[1..].split(',').next().unwrap().parse().unwrap();
+    demand_refused(&outcome, (first * 3 * MIB).saturating_sub(16 * MIB));
+    let outcome = inside("counted", "host-limit").shimmed();
+    let first = outcome.notes("round")[0].split(' ').nth(1).unwrap();
+    demand_refused(&outcome, first.parse::<u64>().unwrap() * MIB);
 }
 
 /// PITFALLS 16: NVML tells the same story as CUDA, in both versions, in both modes, also before CUDA is up.
@@ -292,4 +543,79 @@ fn p16_nvml() {
     }
     // A program that never uses CUDA, as nvidia-smi.
     run("nvml", &["alone"]).both();
+}
+
+/// PITFALLS 16: in NVML's lists a process of the job holds what the job's story says, others what they hold.
+#[test]
+fn p16_nvml_processes() {
+    let board = tempfile::NamedTempFile::new().unwrap();
+    let r = |physical: bool| {
+        let r = run("nvml", &["processes"])
+            .vram(24)
+            .ram(64)
+            .env("FAKE_CUDA_SHARED", board.path());
+        if physical { r.physical() } else { r }
+    };
+    // Of another job, on the same card: none of our business.
+    let stranger = run("life", &["hold", "41943040"])
+        .vram(48)
+        .env("FAKE_CUDA_SHARED", board.path());
+    let other_job = stranger.job();
+    let mut other = stranger.start_in(&other_job);
+    other.until("holding");
+    for physical in [false, true] {
+        let job = r(physical).job();
+        let mut one = r(physical).start_in(&job);
+        one.until("held");
+        let mut two = r(physical).start_in(&job);
+        two.until("held");
+        let total = if physical { 24 * MIB } else { 88 * MIB };
+        let told = |pid: u32| {
+            let held = |tier| job.ledger.held_by(pid, tier, 0).unwrap();
+            let host = if physical { 0 } else { held(Tier::Host) };
+            (held(Tier::Vram) + host).min(total)
+        };
+        let expected = [(one.pid(), told(one.pid())), (two.pid(), told(two.pid()))];
+        assert!(expected.iter().all(|(_, used)| *used > 0));
+        two.tell("end");
+        let outcome = two.wait();
+        let rows: Vec<(u32, u64)> = outcome
+            .notes("process")
+            .iter()
+            .map(|l| l.split_once(' ').unwrap())
+            .map(|(pid, used)| (pid.parse().unwrap(), used.parse().unwrap()))
+            .collect();
+        assert_eq!(rows.len(), 9, "three lists of three: {rows:?}");
+        for (pid, used) in expected {
+            let said: Vec<u64> = rows
+                .iter()
+                .filter(|(p, _)| *p == pid)
+                .map(|(_, u)| *u)
+                .collect();
+            assert_eq!(said, [used; 3], "of {pid}, physical {physical}");
+            assert!(used <= total);
+        }
+        let (_, stranger) = rows.iter().find(|(p, _)| *p == other.pid()).unwrap();
+        assert!(*stranger >= 40 * MIB, "{stranger} bytes of another job");
+        one.tell("end");
+        one.wait();
+        job.demand_sane_and_empty();
+    }
+    other.tell("end");
+    other.wait();
+}
+
+/// NVML's handle of a MIG instance, by index or UUID, tells CUDA's story; the GPU around it its own.
+#[test]
+fn p16_nvml_instances() {
+    let r = run("nvml", &["instances"])
+        .vram(16)
+        .ram(64)
+        .env("FAKE_CUDA_MIG", "1");
+    let outcome = r.both();
+    assert!(outcome.stdout.contains("same: true MIG: true"));
+    let pair = |word: &str| outcome.notes(word)[0].to_string();
+    assert_eq!(pair("instance"), pair("cuda"));
+    let whole: u64 = pair("whole").split(' ').next().unwrap().parse().unwrap();
+    assert_eq!(whole, 7 * 512 * MIB);
 }

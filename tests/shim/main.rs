@@ -6,6 +6,7 @@
 //! table in README.md that they cover.
 
 mod contexts;
+mod drivers;
 mod exports;
 mod harness;
 mod inject;
@@ -18,5 +19,7 @@ mod order;
 mod own_memory;
 mod pinned;
 mod pitfalls;
+mod processes;
 mod random;
+mod threads;
 mod wounded;

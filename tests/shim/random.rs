@@ -86,8 +86,13 @@ impl Case {
         run("random", &args)
             .env("FAKE_CUDA_DEVICES", devices)
             .vram(self.vram)
-            .ram(self.ram)
+            .ram(self.ram + self.pinned())
             .slack(slack)
+    }
+
+    /// MiB that the program pins itself, which the RAM limit holds too: 2 for each stream of each thread, and a source.
+    fn pinned(self) -> u64 {
+        2 * self.threads * (self.streams + 1) + 8
     }
 
     /// Bytes that were spilled, or what went wrong.

@@ -6,21 +6,22 @@ use victim::*;
 fn main() {
     // The beginning may fail as well; then it is tried once more.
     let cuda = Driver::reach();
-    if cuda.cuInit(0) != 0 {
-        ok(cuda.cuInit(0));
-    }
+    twice(|| cuda.cuInit(0));
     let mut device = -1;
-    ok(cuda.cuDeviceGet(&mut device, 0));
+    twice(|| cuda.cuDeviceGet(&mut device, 0));
     let mut context = std::ptr::null_mut();
-    if cuda.cuDevicePrimaryCtxRetain(&mut context, device) != 0 {
-        ok(cuda.cuDevicePrimaryCtxRetain(&mut context, device));
-    }
-    ok(cuda.cuCtxSetCurrent(context));
+    twice(|| cuda.cuDevicePrimaryCtxRetain(&mut context, device));
+    twice(|| cuda.cuCtxSetCurrent(context));
     let gpu = Gpu {
         cuda,
         device,
         context,
     };
+    if std::env::args().nth(1).as_deref() == Some("all") {
+        all(&gpu);
+        pieces(&gpu);
+        return;
+    }
     let mut errors = Vec::new();
     for round in 0..2u64 {
         let mut held = Vec::new();
@@ -80,14 +81,171 @@ fn main() {
         gpu.works(99, 5 << 20);
     }
     println!("~ errors {errors:?}");
+    pieces(&gpu);
+}
+
+/// Calls once more what failed: an injected failure is one call's. Panics when it fails again.
+fn twice(mut call: impl FnMut() -> CUresult) {
+    if call() != 0 {
+        ok(call());
+    }
+}
+
+/// As [`twice`], for what a failure may have ended all the same, or may not find any more.
+fn end(mut call: impl FnMut() -> CUresult) {
+    if call() != 0 {
+        call();
+    }
+}
+
+/// Everything that makes the shim call the driver, in an order in which each failure can strike each call.
+fn all(gpu: &Gpu) {
+    let cuda = &gpu.cuda;
+    let n = 6 << 20;
+    let alloc = |n: usize| {
+        let mut p = 0;
+        twice(|| cuda.cuMemAlloc_v2(&mut p, n));
+        p
+    };
+    // Of these some are in host RAM: 24 MiB where VRAM has room for 8.
+    let held: Vec<CUdeviceptr> = (0..4).map(|_| alloc(n)).collect();
+    let small = alloc(1000);
+    for (i, &p) in held.iter().enumerate() {
+        let data = pattern(i as u64, n);
+        twice(|| cuda.cuMemcpyHtoD_v2(p, data.as_ptr().cast(), n));
+    }
+    // Synchronous forms, which the shim issues otherwise over host RAM.
+    let last = held[3];
+    twice(|| cuda.cuMemcpyDtoD_v2(last, held[0], n));
+    twice(|| cuda.cuMemcpy(last, held[1], n));
+    twice(|| cuda.cuMemcpyPeer(last, gpu.context, held[2], gpu.context, n));
+    twice(|| cuda.cuMemsetD8_v2(last, 1, 4096));
+    twice(|| cuda.cuMemsetD16_v2(last + 4096, 0x202, 2048));
+    twice(|| cuda.cuMemsetD32_v2(last + 8192, 0x3030303, 1024));
+    twice(|| cuda.cuMemsetD2D8_v2(last + 12288, 128, 4, 64, 32));
+    let rows = work::two_d_between(held[0], 4096, last + (1 << 20), 4096, 4000, 100);
+    twice(|| cuda.cuMemcpy2D_v2(&rows));
+    let mut back = vec![0u8; n];
+    let read = |p: CUdeviceptr, back: &mut [u8]| {
+        twice(|| cuda.cuMemcpyDtoH_v2(back.as_mut_ptr().cast(), p, back.len()));
+    };
+    read(last, &mut back);
+    assert!(back[..4096].iter().all(|b| *b == 1) && back[8192..12288].iter().all(|b| *b == 3));
+    assert_eq!(back[(1 << 20)..(1 << 20) + 4000], pattern(0, n)[..4000]);
+    let untouched = 3 << 20;
+    assert!(back[untouched..] == pattern(2, n)[untouched..], "bytes changed");
+    let (mut base, mut size, mut kind, mut total) = (0, 0, 0u64, 0);
+    twice(|| cuda.cuMemGetAddressRange_v2(&mut base, &mut size, last + 5));
+    assert_eq!((base, size), (last, n));
+    twice(|| cuda.cuPointerGetAttribute((&raw mut kind).cast(), CU_POINTER_ATTRIBUTE_MEMORY_TYPE, last));
+    assert_eq!(kind as c_uint, CU_MEMORYTYPE_DEVICE);
+    twice(|| cuda.cuDeviceTotalMem_v2(&mut total, gpu.device));
+    let mut free = 0;
+    twice(|| cuda.cuMemGetInfo_v2(&mut free, &mut total));
+    assert!(free <= total);
+
+    // What is only counted.
+    let shape = CUDA_ARRAY_DESCRIPTOR { Width: 64, Height: 64, Format: 0x20, NumChannels: 1 };
+    let mut array = std::ptr::null_mut();
+    let mut host = std::ptr::null_mut();
+    let mut module = std::ptr::null_mut();
+    let mut managed = 0;
+    let image = c(".version 7.0\n.target sm_50\n.address_size 64\n.visible .global .align 8 .b8 x[3000000];\n");
+    // The budgets may be full; then there is none of it.
+    if cuda.cuArrayCreate_v2(&mut array, &shape) == 0 {
+        twice(|| cuda.cuArrayDestroy(array));
+    }
+    twice(|| cuda.cuMemHostAlloc(&mut host, 8192, 0));
+    twice(|| cuda.cuMemFreeHost(host));
+    let mut own = vec![0u8; 3 << 20];
+    twice(|| cuda.cuMemHostRegister_v2(own.as_mut_ptr().cast(), own.len(), 0));
+    twice(|| cuda.cuMemHostUnregister(own.as_mut_ptr().cast()));
+    twice(|| cuda.cuModuleLoadData(&mut module, image.as_ptr().cast()));
+    let (mut at, name) = (0, c("x"));
+    twice(|| cuda.cuModuleGetGlobal_v2(&mut at, &mut size, module, name.as_ptr()));
+    twice(|| cuda.cuModuleUnload(module));
+    twice(|| cuda.cuCtxSetLimit(CU_LIMIT_MALLOC_HEAP_SIZE, 1 << 20));
+    twice(|| cuda.cuCtxSetLimit(CU_LIMIT_STACK_SIZE, 1024));
+    twice(|| cuda.cuMemAllocManaged(&mut managed, 5000, 1));
+    twice(|| cuda.cuMemFree_v2(managed));
+
+    // A free while a stream captures waits for the end of the capture.
+    let (mut stream, mut graph) = (std::ptr::null_mut(), std::ptr::null_mut());
+    twice(|| cuda.cuStreamCreate(&mut stream, CU_STREAM_NON_BLOCKING));
+    twice(|| cuda.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    twice(|| cuda.cuMemFree_v2(held[2]));
+    end(|| cuda.cuStreamEndCapture(stream, &mut graph));
+    if !graph.is_null() {
+        twice(|| cuda.cuGraphDestroy(graph));
+    }
+    twice(|| cuda.cuStreamDestroy_v2(stream));
+
+    // A context of its own, with memory that ends with it.
+    let mut context = std::ptr::null_mut();
+    twice(|| cuda.cuCtxCreate_v2(&mut context, 0, gpu.device));
+    let theirs = alloc(100);
+    let mut more = 0;
+    let _ = cuda.cuMemAlloc_v2(&mut more, 4 << 20);
+    twice(|| cuda.cuCtxSetCurrent(gpu.context));
+    twice(|| cuda.cuMemFree_v2(theirs));
+    twice(|| cuda.cuCtxDestroy_v2(context));
+    twice(|| cuda.cuCtxSetCurrent(gpu.context));
+
+    // The program's own handles and mappings.
+    let location = CUmemLocation { type_: CU_MEM_LOCATION_TYPE_DEVICE, id: gpu.device };
+    let prop = CUmemAllocationProp {
+        type_: CU_MEM_ALLOCATION_TYPE_PINNED,
+        requestedHandleTypes: CU_MEM_HANDLE_TYPE_NONE,
+        location,
+        win32HandleMetaData: std::ptr::null_mut(),
+        allocFlags: CUmemAllocFlags::default(),
+    };
+    let access = CUmemAccessDesc { location, flags: CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
+    let (mut handle, mut range) = (0, 0);
+    let mut made = cuda.cuMemCreate(&mut handle, 4 << 20, &prop, 0);
+    if made != 0 {
+        made = cuda.cuMemCreate(&mut handle, 4 << 20, &prop, 0);
+    }
+    // Where a failure cost the shim its ranges, there is none on the host for it.
+    if made != CUDA_ERROR_OUT_OF_MEMORY {
+        ok(made);
+    twice(|| cuda.cuMemAddressReserve(&mut range, 4 << 20, 0, 0, 0));
+    twice(|| cuda.cuMemMap(range, 4 << 20, 0, handle, 0));
+    twice(|| cuda.cuMemSetAccess(range, 4 << 20, &access, 1));
+    twice(|| cuda.cuMemsetD8_v2(range, 9, 4 << 20));
+    let mut nine = vec![0u8; 4 << 20];
+    read(range, &mut nine);
+    assert!(nine.iter().all(|b| *b == 9));
+    twice(|| cuda.cuCtxSynchronize());
+    twice(|| cuda.cuMemUnmap(range, 4 << 20));
+    twice(|| cuda.cuMemRelease(handle));
+    twice(|| cuda.cuMemAddressFree(range, 4 << 20));
+    }
+
+    for (i, &p) in held.iter().enumerate().take(2) {
+        read(p, &mut back);
+        assert!(back == pattern(i as u64, n), "bytes changed");
+    }
+    for p in [held[0], held[1], last, small] {
+        twice(|| cuda.cuMemFree_v2(p));
+    }
+    // A failure may have waited for one of these; then all is well.
+    for _ in 0..4 {
+        let p = alloc(5 << 20);
+        twice(|| cuda.cuMemFree_v2(p));
+    }
+}
+
+fn pieces(gpu: &Gpu) {
     // All that there is: a reservation that was not undone would be missing.
     let mut all = Vec::new();
-    while let Ok(p) = gpu.try_alloc(2 << 20) {
+    let again = || gpu.try_alloc(2 << 20).or_else(|_| gpu.try_alloc(2 << 20));
+    while let Ok(p) = again() {
         all.push(p);
     }
     println!("~ pieces {}", all.len());
     for p in all {
-        gpu.free(p);
+        twice(|| gpu.cuda.cuMemFree_v2(p));
     }
     println!("freed");
     std::io::stdin()

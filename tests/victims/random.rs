@@ -203,7 +203,11 @@ impl<'a> Worker<'a> {
         let lanes = (0..=streams)
             .map(|i| {
                 let mut pinned = std::ptr::null_mut();
-                ok(gpu.cuda.cuMemHostAlloc(&mut pinned, PINNED, 0));
+                // It is within the RAM limit, which other threads may have used up for now.
+                while gpu.cuda.cuMemHostAlloc(&mut pinned, PINNED, 0) == CUDA_ERROR_OUT_OF_MEMORY {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                assert!(!pinned.is_null(), "cuMemHostAlloc");
                 let flags = if i % 2 == 0 {
                     CU_STREAM_NON_BLOCKING
                 } else {
@@ -920,7 +924,11 @@ impl<'a> Worker<'a> {
         let steps: Vec<Step> = (0..count).filter_map(|_| self.random_step()).collect();
         let (cuda, stream) = (&self.gpu.cuda, self.lanes[lane].stream);
         let mut source = std::ptr::null_mut();
-        ok(cuda.cuMemHostAlloc(&mut source, SOURCE, 0));
+        match cuda.cuMemHostAlloc(&mut source, SOURCE, 0) {
+            // The RAM limit holds it too.
+            CUDA_ERROR_OUT_OF_MEMORY => return self.again(),
+            code => ok(code),
+        }
         let mut graph = Graph {
             exec: std::ptr::null_mut(),
             counts: steps.iter().filter(|s| matches!(s, Step::Count)).count() as u64,

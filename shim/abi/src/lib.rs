@@ -61,6 +61,7 @@ pub const CUDA_ERROR_UNKNOWN: CUresult = 999;
 pub type CUdevice_attribute = c_int;
 pub const CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: CUdevice_attribute = 16;
 pub const CU_DEVICE_ATTRIBUTE_INTEGRATED: CUdevice_attribute = 18;
+pub const CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: CUdevice_attribute = 39;
 pub const CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING: CUdevice_attribute = 41;
 pub const CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: CUdevice_attribute = 75;
 pub const CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: CUdevice_attribute = 76;
@@ -177,6 +178,44 @@ pub struct CUDA_ARRAY3D_DESCRIPTOR {
     pub Flags: c_uint,
 }
 
+/// Flags of [`CUDA_ARRAY3D_DESCRIPTOR`].
+pub const CUDA_ARRAY3D_LAYERED: c_uint = 0x01;
+pub const CUDA_ARRAY3D_CUBEMAP: c_uint = 0x04;
+pub const CUDA_ARRAY3D_SPARSE: c_uint = 0x40;
+pub const CUDA_ARRAY3D_DEFERRED_MAPPING: c_uint = 0x80;
+
+/// `CUlimit`
+pub const CU_LIMIT_STACK_SIZE: c_int = 0;
+pub const CU_LIMIT_MALLOC_HEAP_SIZE: c_int = 2;
+
+pub type CUlibrary = *mut c_void;
+pub type CUexternalMemory = *mut c_void;
+pub const CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD: c_int = 1;
+
+/// `CUDA_EXTERNAL_MEMORY_HANDLE_DESC`; of the union that names the memory only the descriptor is spelled out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CUDA_EXTERNAL_MEMORY_HANDLE_DESC {
+    pub type_: c_int,
+    /// The union begins at a multiple of 8, so this is padding.
+    pub _pad: c_int,
+    pub fd: c_int,
+    pub _rest: [c_int; 3],
+    pub size: u64,
+    pub flags: c_uint,
+    pub reserved: [c_uint; 16],
+}
+
+/// `CUDA_EXTERNAL_MEMORY_BUFFER_DESC`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CUDA_EXTERNAL_MEMORY_BUFFER_DESC {
+    pub offset: u64,
+    pub size: u64,
+    pub flags: c_uint,
+    pub reserved: [c_uint; 16],
+}
+
 /// `CUDA_MEMCPY2D` (v2)
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -252,6 +291,7 @@ pub const CU_LAUNCH_PARAM_BUFFER_SIZE: usize = 2;
 
 pub const CU_MEMHOSTREGISTER_PORTABLE: c_uint = 1;
 pub const CU_MEMHOSTREGISTER_DEVICEMAP: c_uint = 2;
+pub const CU_MEMHOSTREGISTER_IOMEMORY: c_uint = 4;
 
 /// Stream handles with a meaning of their own.
 pub const CU_STREAM_LEGACY: usize = 1;
@@ -297,6 +337,29 @@ pub struct nvmlMemory_v2_t {
     pub free: u64,
     pub used: u64,
 }
+
+/// `nvmlProcessInfo_v1_t`: what `nvmlDeviceGetComputeRunningProcesses` without a version lists.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct nvmlProcessInfo_v1_t {
+    pub pid: c_uint,
+    pub usedGpuMemory: u64,
+}
+
+/// `nvmlProcessInfo_v2_t` and `nvmlProcessInfo_t`: what `_v2` and `_v3` list.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct nvmlProcessInfo_v2_t {
+    pub pid: c_uint,
+    pub usedGpuMemory: u64,
+    pub gpuInstanceId: c_uint,
+    pub computeInstanceId: c_uint,
+}
+
+/// `NVML_VALUE_NOT_AVAILABLE` as an unsigned 64-bit value.
+pub const NVML_VALUE_NOT_AVAILABLE: u64 = u64::MAX;
+pub const NVML_ERROR_NOT_SUPPORTED: nvmlReturn_t = 3;
+pub const NVML_ERROR_INSUFFICIENT_SIZE: nvmlReturn_t = 7;
 
 /// `NVML_STRUCT_VERSION(Memory, 2)`
 pub const nvmlMemory_v2: c_uint = core::mem::size_of::<nvmlMemory_v2_t>() as c_uint | (2 << 24);

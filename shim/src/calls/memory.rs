@@ -3,6 +3,7 @@
 use std::ffi::c_uint;
 
 use greenboost_abi::*;
+use greenboost_wire::ledger::Part;
 
 use super::context::owner_of_memory;
 use crate::driver;
@@ -10,7 +11,7 @@ use crate::hooks::real;
 use crate::process::{self, Job};
 use crate::tier::device::{self, Device};
 use crate::tier::map::{self, Handle};
-use crate::tier::{alloc as place, drain, free as tier_free};
+use crate::tier::{alloc as place, counted, drain, free as tier_free};
 
 /// The device that the calling thread allocates on, and its context. `None`: the call is the driver's to answer (no
 /// context, CUDA not initialised, shim wounded).
@@ -123,7 +124,9 @@ pub unsafe fn free(address: CUdeviceptr) -> CUresult {
     // Uncounted before the driver can hand the same address to another thread.
     let counted = map::uncount(map::Kind::Memory, address);
     // SAFETY: the program's own call.
-    let result = unsafe { real::cuMemFree_v2(address) };
+    let result = counted::end(Part::Managed, address, || unsafe {
+        real::cuMemFree_v2(address)
+    });
     match (counted, result) {
         (Some(counted), CUDA_SUCCESS) => tier_free::uncharge(job, counted),
         (Some(counted), _) => map::count(map::Kind::Memory, address, counted),
@@ -140,12 +143,16 @@ pub unsafe fn alloc_managed(out: *mut CUdeviceptr, bytes: usize, flags: c_uint) 
     // SAFETY: the program's own call.
     let result = unsafe { real::cuMemAllocManaged(out, bytes, flags) };
     if result == CUDA_SUCCESS
-        && let Some((job, device, _)) = counting()
+        && let Some((job, device, context)) = counting()
     {
-        device
-            .entry(job)
-            .managed_bytes
-            .fetch_add(bytes as u64, std::sync::atomic::Ordering::SeqCst);
+        let counted = counted::Counted {
+            part: Part::Managed,
+            index: device.index,
+            bytes: bytes as u64,
+            context,
+        };
+        // SAFETY: the driver has just written it.
+        counted::add(job, unsafe { *out }, counted);
     }
     result
 }

@@ -2,7 +2,10 @@
 
 pub mod array;
 pub mod capture;
+pub mod code;
 pub mod context;
+pub mod external;
+pub mod host;
 pub mod memory;
 pub mod order;
 pub mod pointer;

@@ -1,5 +1,7 @@
 //! How much memory there is: `cuMemGetInfo`, `cuDeviceTotalMem` and NVML tell one story, that of the budgets.
 
+use std::ffi::c_uint;
+
 use greenboost_abi::*;
 use greenboost_wire::ledger::{Ledger, Report, Tier, VramLimit};
 
@@ -127,14 +129,74 @@ pub unsafe fn total_mem(out: *mut usize, device: CUdevice) -> CUresult {
 unsafe fn nvml_story(device: nvmlDevice_t, total: u64, free: u64) -> Option<Story> {
     let ledger = process::ledger()?;
     // SAFETY: the caller's promise.
-    let uuid = unsafe { driver::nvml_uuid(device) }?;
+    let uuid = unsafe {
+        // A GPU that is divided is no device to CUDA; its instances are, and have UUIDs of their own.
+        if driver::nvml_is_divided(device) {
+            return None;
+        }
+        driver::nvml_uuid(device)
+    }?;
     // NVML's total counts memory that CUDA does not see; CUDA's own comes first where the process has it.
-    let known = ledger
+    let index = nvml_known(ledger, uuid).or_else(|| device::index(ledger, uuid, total))?;
+    Some(story(ledger, index, free))
+}
+
+/// Ledger index of the device with this UUID, if a process of the job uses it or asked for it.
+fn nvml_known(ledger: &Ledger, uuid: [u8; 16]) -> Option<usize> {
+    ledger
         .devices()
         .find(|(_, d)| d.uuid() == uuid)
-        .map(|(index, _)| index);
-    let index = known.or_else(|| device::index(ledger, uuid, total))?;
-    Some(story(ledger, index, free))
+        .map(|(index, _)| index)
+}
+
+/// What a list of processes says of one: for those of the job the bytes that make up the story's "used", at most the
+/// total; for others, and where NVML has no figure, what it says.
+fn used_by(ledger: &Ledger, index: usize, pid: u32, said: u64) -> u64 {
+    let host = ledger.settings().report == Report::Extended && ledger.settings().spill;
+    let held = |tier| ledger.held_by(pid, tier, index);
+    match held(Tier::Vram) {
+        Some(vram) if said != NVML_VALUE_NOT_AVAILABLE => {
+            let host = if host {
+                held(Tier::Host).unwrap_or(0)
+            } else {
+                0
+            };
+            vram.saturating_add(host).min(story(ledger, index, 0).total)
+        }
+        _ => said,
+    }
+}
+
+macro_rules! nvml_processes {
+    ($($ours:ident = $real:ident($info:ty);)*) => {$(
+        #[doc = concat!("Replaces `", stringify!($real), "`.")]
+        ///
+        /// # Safety
+        /// As for the function it replaces.
+        pub unsafe fn $ours(device: nvmlDevice_t, count: *mut c_uint, infos: *mut $info) -> nvmlReturn_t {
+            // SAFETY: the program's own call; after a success `infos`, if it is not null, holds `count` entries.
+            unsafe {
+                let result = real::$real(device, count, infos);
+                if result != NVML_SUCCESS || infos.is_null() || count.is_null() {
+                    return result;
+                }
+                let known = process::ledger()
+                    .and_then(|ledger| Some((ledger, nvml_known(ledger, driver::nvml_uuid(device)?)?)));
+                if let Some((ledger, index)) = known {
+                    for info in std::slice::from_raw_parts_mut(infos, *count as usize) {
+                        info.usedGpuMemory = used_by(ledger, index, info.pid, info.usedGpuMemory);
+                    }
+                }
+                result
+            }
+        }
+    )*};
+}
+
+nvml_processes! {
+    nvml_processes_v1 = nvmlDeviceGetComputeRunningProcesses(nvmlProcessInfo_v1_t);
+    nvml_processes_v2 = nvmlDeviceGetComputeRunningProcesses_v2(nvmlProcessInfo_v2_t);
+    nvml_processes_v3 = nvmlDeviceGetComputeRunningProcesses_v3(nvmlProcessInfo_v2_t);
 }
 
 /// Replaces `nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)`.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use greenboost_abi::*;
 use greenboost_wire::ledger::Tier;
 
+use super::counted;
 use super::device::{self, Device};
 use super::drain::{self, Drained};
 use super::map::{self, Allocation, Backing, Counted, Handle};
@@ -85,6 +86,7 @@ pub unsafe fn context_gone(job: &Job, context: Handle) {
             Drained::Capturing | Drained::Failed(_) => queue(allocation),
         }
     }
+    counted::context_gone(job, context);
     for counted in map::uncount_context(context) {
         uncharge(job, counted);
     }

@@ -163,7 +163,7 @@ pub struct Counted {
     pub context: Handle,
 }
 
-/// What the driver allocated itself, by what the program frees it by: addresses, arrays.
+/// What the driver allocated itself, by what the program frees it by.
 static COUNTED: Mutex<Option<HashMap<(Kind, u64), Counted>>> = Mutex::new(None);
 
 /// What a counted handle is, so that numbers of different kinds cannot meet.
@@ -171,8 +171,6 @@ static COUNTED: Mutex<Option<HashMap<(Kind, u64), Counted>>> = Mutex::new(None);
 pub enum Kind {
     /// An address.
     Memory,
-    /// A `CUarray` or `CUmipmappedArray`.
-    Array,
 }
 
 fn counted() -> MutexGuard<'static, Option<HashMap<(Kind, u64), Counted>>> {

@@ -1,7 +1,7 @@
 //! A range: reserved virtual memory, backed throughout by chunks. The address never changes while the range lives.
 
 use greenboost_abi::{CUDA_SUCCESS, CUresult};
-use greenboost_wire::ledger::Tier;
+use greenboost_wire::ledger::{Part, Tier};
 use greenboost_wire::ram::Ram;
 
 use super::chunk;
@@ -183,10 +183,22 @@ fn make(size: u64, location: Location) -> Result<u64, Shortage> {
     driver::create(size as usize, location).map_err(|_| Shortage::Driver)
 }
 
+/// Asks whether the machine can find `missing` bytes for a piece of host memory of `reserved` bytes, which is in the
+/// ledger already.
+pub fn ask_machine(job: &Job, missing: u64, reserved: u64) -> Result<(), Shortage> {
+    let ledger = job.place.ledger();
+    // The program's own memory is in the cgroup's usage as it is.
+    let seen: u64 = ledger
+        .devices()
+        .map(|(index, _)| ledger.part(Part::Registered, index))
+        .sum();
+    let pinned = ledger.used_host().saturating_sub(reserved + seen);
+    budget::check(Ram::now(), missing, pinned).map_err(Shortage::Ram)
+}
+
 /// One piece of host memory, from the nearest node that has it. It is reserved in the ledger already.
 fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
-    let pinned = job.place.ledger().used_host().saturating_sub(size);
-    budget::check(Ram::now(), size, pinned).map_err(Shortage::Ram)?;
+    ask_machine(job, size, size)?;
     device
         .nodes()
         .iter()
@@ -202,16 +214,13 @@ pub fn host_memory(
     make: impl Fn(i32) -> CUresult,
 ) -> Result<(), Shortage> {
     reserve(job, device, Tier::Host, size)?;
-    let pinned = job.place.ledger().used_host().saturating_sub(size);
-    let result = budget::check(Ram::now(), size, pinned)
-        .map_err(Shortage::Ram)
-        .and_then(|()| {
-            let made = device
-                .nodes()
-                .iter()
-                .any(|node| make(*node) == CUDA_SUCCESS);
-            made.then_some(()).ok_or(Shortage::Driver)
-        });
+    let result = ask_machine(job, size, size).and_then(|()| {
+        let made = device
+            .nodes()
+            .iter()
+            .any(|node| make(*node) == CUDA_SUCCESS);
+        made.then_some(()).ok_or(Shortage::Driver)
+    });
     if result.is_err() {
         job.place.release(Tier::Host, device.index, size);
     }

@@ -9,6 +9,23 @@ pub fn start_time(pid: u32) -> Option<u64> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Tells a process before an `exec` from the same process after it: where its stack began (`/proc/PID/stat` field 28),
+/// which is another place for every program started. 0 when it cannot be told: the process is gone or ends just now, or
+/// does not let itself be looked at.
+pub fn image(pid: u32) -> u64 {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|line| field(&line, 28)?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// A field of `/proc/PID/stat` behind the command, by the number that `proc(5)` gives it.
+fn field(line: &str, number: usize) -> Option<&str> {
+    line[line.rfind(')')? + 1..]
+        .split_ascii_whitespace()
+        .nth(number - 3)
+}
+
 /// The start time of a line of `/proc/PID/stat`, or `None` for a zombie or an unreadable line.
 ///
 /// The command in parentheses may hold spaces and parentheses itself, so fields are counted from the last `)`.
@@ -35,6 +52,35 @@ mod tests {
     fn command_with_spaces_and_parentheses() {
         let line = "7 (a b) (c)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         assert_eq!(parse_stat(line), Some(4242));
+    }
+
+    /// Without a random layout of addresses one program may follow another at the same place; then nothing is told.
+    #[test]
+    fn a_program_that_execs_is_another_image() {
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "read x; exec sleep 100"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (pid, start) = (child.id(), start_time(child.id()));
+        let is_shell = |pid: u32| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains("read"))
+        };
+        while !is_shell(pid) {
+            std::thread::yield_now();
+        }
+        let before = image(pid);
+        assert_eq!(image(pid), before);
+        drop(child.stdin.take());
+        while is_shell(pid) {
+            std::thread::yield_now();
+        }
+        assert_eq!(start_time(pid), start, "it is the same process");
+        let layout = fs::read_to_string("/proc/sys/kernel/randomize_va_space");
+        assert!(image(pid) != before || layout.is_ok_and(|l| l.trim() == "0"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(image(pid), 0);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Mutex, process_id, sleep, spin
 pub use crate::sync::{DEVICES, SEATS};
 
 /// First word of a ledger file: `gbledgr` and the layout's version.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"gbledgr\x01");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"gbledgr\x02");
 
 const EMPTY: u32 = 0;
 const CLAIMED: u32 = 1;
@@ -98,8 +98,6 @@ pub struct Device {
     vram_limit: AtomicU64,
     refined: AtomicU32,
     _pad2: AtomicU32,
-    /// Managed memory that the program asked for, bytes ever: passed through, never placed, never limited.
-    pub managed_bytes: AtomicU64,
     /// Highest sum of VRAM bytes.
     pub vram_peak: AtomicU64,
     /// Highest sum of host bytes of this device's allocations.
@@ -114,6 +112,8 @@ pub struct Device {
     pub ooms: AtomicU64,
     /// The largest request that got it, bytes.
     pub oom_largest: AtomicU64,
+    /// Highest sum of each [`Part`].
+    part_peaks: [AtomicU64; PARTS],
 }
 
 /// What one process holds.
@@ -122,7 +122,10 @@ pub(crate) struct Seat {
     /// 0: free; a pid; or [`REAPING`] and the pid of who clears it.
     pub(crate) owner: AtomicU64,
     start: AtomicU64,
+    /// Which program sat down (`alive::image`); 0 where that cannot be told.
+    pub(crate) image: AtomicU64,
     pub(crate) held: [[Held; 2]; DEVICES],
+    parts: [[AtomicU64; PARTS]; DEVICES],
 }
 
 /// Bytes of one tier on one device.
@@ -141,6 +144,38 @@ pub enum Tier {
     Vram = 0,
     /// Pinned host RAM: limited over all devices together.
     Host = 1,
+}
+
+/// Memory that the driver holds for the program, by name. It is said, not limited: what counts against a budget is in
+/// that tier's bytes besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Arrays and mipmapped arrays: part of the VRAM bytes.
+    Arrays = 0,
+    /// Variables of modules and stacks of kernels: part of the VRAM bytes.
+    Code = 1,
+    /// Host memory that the program had the driver allocate: part of the host bytes.
+    Pinned = 2,
+    /// The program's own memory, registered: part of the host bytes. Unlike all other host memory the cgroup sees it.
+    Registered = 3,
+    /// Managed memory: the driver decides where it is.
+    Managed = 4,
+    /// Memory of other interfaces, imported: it is there whether or not it is imported.
+    External = 5,
+}
+
+/// How many there are.
+const PARTS: usize = 6;
+
+impl Part {
+    /// The budget that it counts against.
+    pub fn tier(self) -> Option<Tier> {
+        match self {
+            Part::Arrays | Part::Code => Some(Tier::Vram),
+            Part::Pinned | Part::Registered => Some(Tier::Host),
+            Part::Managed | Part::External => None,
+        }
+    }
 }
 
 /// The budget has no room for a reservation.
@@ -323,6 +358,26 @@ impl Ledger {
             .sum()
     }
 
+    /// Bytes of a part that the job holds on one device.
+    pub fn part(&self, part: Part, device: usize) -> u64 {
+        self.used_seats()
+            .iter()
+            .map(|s| s.parts[device][part as usize].load(SeqCst))
+            .sum()
+    }
+
+    /// Bytes of a tier of one device that this process holds, what it keeps for reuse not counted; `None` when it is
+    /// none of the job's.
+    pub fn held_by(&self, pid: u32, tier: Tier, device: usize) -> Option<u64> {
+        let seat = self
+            .used_seats()
+            .iter()
+            .find(|s| s.owner.load(SeqCst) == u64::from(pid))?;
+        let held = &seat.held[device][tier as usize];
+        let bytes = held.bytes.load(SeqCst);
+        Some(bytes.saturating_sub(held.spare.load(SeqCst)))
+    }
+
     /// Host bytes that the job holds over all devices.
     pub fn used_host(&self) -> u64 {
         (0..DEVICES).map(|d| self.used(Tier::Host, d)).sum()
@@ -386,6 +441,7 @@ impl Ledger {
                 now.is_none()
             } else {
                 now.is_none_or(|t| t != seat.start.load(SeqCst))
+                    || replaced(owner as u32, seat.image.load(SeqCst))
             };
             let mine = REAPING | u64::from(me);
             if !dead
@@ -451,6 +507,10 @@ impl Device {
     pub fn vram_limit(&self) -> u64 {
         self.vram_limit.load(SeqCst)
     }
+    /// The most that was ever held by this name, bytes.
+    pub fn part_peak(&self, part: Part) -> u64 {
+        self.part_peaks[part as usize].load(SeqCst)
+    }
     /// Lowers the limit once, when the job first learns what is free on the device.
     pub fn refine(&self, limit: u64) {
         if self.refined.compare_exchange(0, 1, SeqCst, SeqCst).is_ok() {
@@ -459,12 +519,21 @@ impl Device {
     }
 }
 
+/// Whether a living process runs another program than the one that sat down: `exec` ends all that the old one held.
+fn replaced(pid: u32, image: u64) -> bool {
+    let now = if image == 0 { 0 } else { alive::image(pid) };
+    now != 0 && now != image
+}
+
 impl Seat {
     fn clear(&self) {
         for held in self.held.iter().flatten() {
             held.bytes.store(0, SeqCst);
             held.pending.store(0, SeqCst);
             held.spare.store(0, SeqCst);
+        }
+        for part in self.parts.iter().flatten() {
+            part.store(0, SeqCst);
         }
     }
 }
@@ -494,6 +563,7 @@ impl Place {
                     ledger.seats_used.fetch_max(index as u64 + 1, SeqCst);
                     seat.clear();
                     seat.start.store(start, SeqCst);
+                    seat.image.store(alive::image(pid), SeqCst);
                     seat.owner.store(pid.into(), SeqCst);
                     return Some(Place {
                         ledger,
@@ -577,6 +647,22 @@ impl Place {
         debug_assert!(
             was.is_ok_and(|w| w >= bytes),
             "released {bytes} bytes of {was:?} in {tier:?}"
+        );
+    }
+
+    /// Says that so many bytes more are held by name. Their tier's bytes are charged besides, by the caller.
+    pub fn name(&self, part: Part, device: usize, bytes: u64) {
+        self.ledger.seats[self.seat].parts[device][part as usize].fetch_add(bytes, SeqCst);
+        let most = self.ledger.part(part, device);
+        self.ledger.devices[device].part_peaks[part as usize].fetch_max(most, SeqCst);
+    }
+
+    /// Undoes [`Place::name`].
+    pub fn unname(&self, part: Part, device: usize, bytes: u64) {
+        let _ = self.ledger.seats[self.seat].parts[device][part as usize].fetch_update(
+            SeqCst,
+            SeqCst,
+            |b| Some(b.saturating_sub(bytes)),
         );
     }
 

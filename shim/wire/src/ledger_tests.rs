@@ -225,6 +225,22 @@ fn a_recycled_pid_is_another_process() {
     std::mem::forget(place);
 }
 
+/// A process that runs another program now holds nothing of what the former one held.
+#[test]
+fn exec_ends_what_was_held() {
+    let (_dir, map) = ledger("exec");
+    let place = Place::take(map).unwrap();
+    place.reserve(Tier::Host, 0, 5).unwrap();
+    place.name(Part::Pinned, 0, 5);
+    assert_eq!(map.reap(), 0);
+    assert_eq!(map.held_by(std::process::id(), Tier::Host, 0), Some(5));
+    map.seats[0].image.fetch_add(16, SeqCst);
+    assert_eq!(map.reap(), 1);
+    assert_eq!((map.used_host(), map.part(Part::Pinned, 0)), (0, 0));
+    assert_eq!(map.device(0).part_peak(Part::Pinned), 5);
+    std::mem::forget(place);
+}
+
 #[test]
 fn all_seats_taken() {
     let (_dir, map) = ledger("full");

@@ -5,7 +5,11 @@
 
 use std::ffi::{c_char, c_void};
 
-use greenboost_abi::{CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUmemAccessDesc, CUmemAllocationProp};
+use greenboost_abi::{
+    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_EXTERNAL_MEMORY_BUFFER_DESC,
+    CUDA_EXTERNAL_MEMORY_HANDLE_DESC, CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUmemAccessDesc,
+    CUmemAllocationProp,
+};
 use libloading::Library;
 
 /// What a call of a function that this driver lacks returns; no `CUresult`.
@@ -125,6 +129,25 @@ functions! {
     fn cuMemFree_v2(address: u64);
     fn cuMemAllocAsync(address: Out<u64>, size: usize, stream: usize);
     fn cuMemFreeAsync(address: u64, stream: usize);
+    fn cuArrayCreate_v2(array: Out<usize>, shape: In<CUDA_ARRAY_DESCRIPTOR>);
+    fn cuArray3DCreate_v2(array: Out<usize>, shape: In<CUDA_ARRAY3D_DESCRIPTOR>);
+    fn cuArrayDestroy(array: usize);
+    fn cuMipmappedArrayCreate(array: Out<usize>, shape: In<CUDA_ARRAY3D_DESCRIPTOR>, levels: u32);
+    fn cuMipmappedArrayDestroy(array: usize);
+    fn cuMemAllocManaged(address: Out<u64>, size: usize, flags: u32);
+    fn cuModuleUnload(module: usize);
+    fn cuModuleGetGlobal_v2(address: Out<u64>, size: Out<usize>, module: usize, name: *const c_char);
+    fn cuLibraryLoadData(library: Out<usize>, code: *const c_char, jit: usize, jit_values: usize, jit_count: u32,
+        options: usize, values: usize, count: u32);
+    fn cuLibraryGetGlobal(address: Out<u64>, size: Out<usize>, library: usize, name: *const c_char);
+    fn cuLibraryUnload(library: usize);
+    fn cuCtxGetLimit(value: Out<usize>, limit: i32);
+    fn cuCtxSetLimit(limit: i32, value: usize);
+    fn cuMemExportToShareableHandle(fd: Out<i32>, handle: u64, kind: i32, flags: u64);
+    fn cuImportExternalMemory(memory: Out<usize>, desc: In<CUDA_EXTERNAL_MEMORY_HANDLE_DESC>);
+    fn cuExternalMemoryGetMappedBuffer(address: Out<u64>, memory: usize, desc: In<CUDA_EXTERNAL_MEMORY_BUFFER_DESC>);
+    fn cuDestroyExternalMemory(memory: usize);
+    fn cuDeviceGetUuid_v2(uuid: Out<[u8; 16]>, device: i32);
     fn cuMemHostAlloc(address: Out<u64>, size: usize, flags: u32);
     fn cuMemFreeHost(address: u64);
     fn cuMemHostRegister_v2(address: u64, size: usize, flags: u32);
@@ -189,6 +212,11 @@ functions! {
     fn cuGraphExecDestroy(exec: usize);
     fn nvmlInit_v2();
     fn nvmlDeviceGetHandleByIndex_v2(index: u32, device: Out<usize>);
+    fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: Out<usize>);
+    fn nvmlDeviceGetUUID(device: usize, text: Out<[u8; 96]>, room: u32);
+    fn nvmlDeviceGetComputeRunningProcesses(device: usize, count: Out<u32>, infos: *mut u64);
+    fn nvmlDeviceGetComputeRunningProcesses_v2(device: usize, count: Out<u32>, infos: *mut u64);
+    fn nvmlDeviceGetComputeRunningProcesses_v3(device: usize, count: Out<u32>, infos: *mut u64);
     fn nvmlDeviceGetMemoryInfo(device: usize, memory: Out<greenboost_abi::nvmlMemory_t>);
     fn nvmlDeviceGetMemoryInfo_v2(device: usize, memory: Out<greenboost_abi::nvmlMemory_v2_t>);
 }

@@ -2,8 +2,9 @@
 use core::ffi::{c_int, c_uint};
 
 use greenboost_abi::{
-    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_ERROR_INVALID_HANDLE,
-    CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_OUT_OF_MEMORY,
+    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DEFERRED_MAPPING, CUDA_ARRAY3D_DESCRIPTOR,
+    CUDA_ARRAY3D_LAYERED, CUDA_ARRAY3D_SPARSE, CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE,
+    CUDA_ERROR_OUT_OF_MEMORY,
 };
 
 use crate::abi::{In, Out, Res};
@@ -18,8 +19,8 @@ pub(crate) struct Array {
     mipmapped: bool,
 }
 
-/// Arrays are laid out in 64 KiB pieces.
-const PIECE: u64 = 64 << 10;
+/// Arrays are laid out in tiles of 8 rows of 64 bytes (measured).
+const TILE: [u64; 2] = [64, 8];
 
 fn element(format: c_int, channels: c_uint) -> Res<u64> {
     let one = match format {
@@ -34,6 +35,11 @@ fn element(format: c_int, channels: c_uint) -> Res<u64> {
     Ok(one * u64::from(channels))
 }
 
+/// Whether the array is backed later, by mapping.
+fn unbacked(shape: &CUDA_ARRAY3D_DESCRIPTOR) -> bool {
+    shape.Flags & (CUDA_ARRAY3D_SPARSE | CUDA_ARRAY3D_DEFERRED_MAPPING) != 0
+}
+
 fn create(shape: CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint, mipmapped: bool) -> Res<usize> {
     let mut w = world();
     let device = w.device_here()?;
@@ -45,13 +51,23 @@ fn create(shape: CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint, mipmapped: bool) -> Re
     let mut bytes = 0u64;
     for level in 0..levels.min(32) {
         let at = |n: usize| ((n as u64) >> level).max(1);
-        let texels = at(shape.Width)
-            .checked_mul(at(shape.Height))
-            .and_then(|n| n.checked_mul(at(shape.Depth)));
-        let size = texels
-            .and_then(|n| n.checked_mul(element))
+        let row = at(shape.Width)
+            .checked_mul(element)
+            .and_then(|n| n.checked_next_multiple_of(TILE[0]));
+        let rows = at(shape.Height).next_multiple_of(TILE[1]);
+        let size = row
+            .and_then(|n| n.checked_mul(rows))
+            // Layers are not halved.
+            .and_then(|n| match shape.Flags & CUDA_ARRAY3D_LAYERED {
+                0 => n.checked_mul(at(shape.Depth)),
+                _ => n.checked_mul((shape.Depth as u64).max(1)),
+            });
+        bytes = size
+            .and_then(|n| bytes.checked_add(n))
             .ok_or(CUDA_ERROR_OUT_OF_MEMORY)?;
-        bytes += size.next_multiple_of(PIECE);
+    }
+    if unbacked(&shape) {
+        bytes = 0;
     }
     let place = Place::Device(device);
     charge(place, bytes)?;

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use greenboost_abi::CUresult;
 
@@ -15,6 +16,9 @@ pub(crate) struct Config {
     pub host: Option<u64>,
     pub driver: u32,
     pub host_numa: bool,
+    pub mig: bool,
+    pub blocks: Vec<Block>,
+    pub release: Option<PathBuf>,
     pub failures: Vec<Failure>,
     pub report: Option<PathBuf>,
     pub trace: Option<PathBuf>,
@@ -62,6 +66,65 @@ impl Failure {
     }
 }
 
+/// One rule of `FAKE_CUDA_BLOCK`: a call does nothing for so many milliseconds before it begins, or until the file
+/// `FAKE_CUDA_RELEASE` exists.
+pub(crate) struct Block {
+    name: String,
+    which: Which,
+    ms: u64,
+    calls: AtomicU64,
+}
+
+/// The n-th call, or the first one of a thread with this name.
+enum Which {
+    Nth(u64),
+    Of(String),
+}
+
+impl Block {
+    fn parse(text: &str) -> Option<Block> {
+        let mut parts = text.trim().split(':');
+        let (name, which) = (parts.next()?.to_owned(), parts.next()?);
+        Some(Block {
+            name,
+            which: which
+                .parse()
+                .map_or_else(|_| Which::Of(which.to_owned()), Which::Nth),
+            ms: parts.next()?.parse().ok()?,
+            calls: AtomicU64::new(0),
+        })
+    }
+
+    /// Counts this call if the rule is about it, and waits if it is its turn.
+    pub(crate) fn stand(&self, exported: &str, asked: &str) {
+        if self.name != exported && self.name != asked {
+            return;
+        }
+        let turn = match &self.which {
+            Which::Nth(n) => *n,
+            Which::Of(thread) if thread_name() == *thread => 1,
+            Which::Of(_) => return,
+        };
+        if self.calls.fetch_add(1, Ordering::Relaxed) + 1 == turn {
+            self.wait();
+        }
+    }
+
+    fn wait(&self) {
+        let end = Instant::now() + Duration::from_millis(self.ms);
+        let released = || config().release.as_ref().is_some_and(|path| path.exists());
+        while Instant::now() < end && !released() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The name that the calling thread gave itself, as the kernel has it.
+fn thread_name() -> String {
+    let text = std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
+    text.trim_end().to_owned()
+}
+
 fn size(text: &str) -> Option<u64> {
     let text = text.trim();
     let (digits, shift) = match text.bytes().last()? {
@@ -89,6 +152,11 @@ fn read() -> Config {
         host: bytes("FAKE_CUDA_HOST"),
         driver: number("FAKE_CUDA_DRIVER").map_or(13000, |n| n as u32),
         host_numa: number("FAKE_CUDA_NO_HOST_NUMA") != Some(1),
+        mig: number("FAKE_CUDA_MIG") == Some(1),
+        blocks: text("FAKE_CUDA_BLOCK")
+            .map(|v| v.split(',').filter_map(Block::parse).collect())
+            .unwrap_or_default(),
+        release: path("FAKE_CUDA_RELEASE"),
         failures: text("FAKE_CUDA_FAIL")
             .map(|v| v.split(',').filter_map(Failure::parse).collect())
             .unwrap_or_default(),

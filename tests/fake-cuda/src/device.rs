@@ -48,6 +48,15 @@ pub(crate) fn uuid(device: usize) -> [u8; 16] {
     bytes
 }
 
+/// The UUID of the GPU around a MIG instance; without MIG the device's own.
+pub(crate) fn whole_uuid(device: usize) -> [u8; 16] {
+    let mut bytes = uuid(device);
+    if config().mig {
+        bytes[14] = 0x55;
+    }
+    bytes
+}
+
 /// The PCI bus number: one device per bus.
 pub(crate) fn bus(device: usize) -> u32 {
     0x11 + device as u32
@@ -184,10 +193,13 @@ api! {
         check(device)?;
         put_text(name, usize::try_from(len).unwrap_or(0), NAME)
     }
-    Init cuDeviceGetUuid {
-        9020 cuDeviceGetUuid Legacy,
-        11040 cuDeviceGetUuid_v2 Legacy,
-    } (id: Out<CUuuid>, device: CUdevice) |_f| { id.set(CUuuid { bytes: uuid(check(device)?) }) }
+    // The first version says which GPU, the second which instance of it (documented).
+    Init cuDeviceGetUuid { 9020 cuDeviceGetUuid Legacy } (id: Out<CUuuid>, device: CUdevice) |_f| {
+        id.set(CUuuid { bytes: whole_uuid(check(device)?) })
+    }
+    Init cuDeviceGetUuid { 11040 cuDeviceGetUuid_v2 Legacy } (id: Out<CUuuid>, device: CUdevice) |_f| {
+        id.set(CUuuid { bytes: uuid(check(device)?) })
+    }
     Init cuDeviceGetLuid { 10000 cuDeviceGetLuid Legacy } (luid: usize, mask: usize, device: CUdevice) |_f| {
         let _ = (luid, mask);
         check(device)?;

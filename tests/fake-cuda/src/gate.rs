@@ -116,6 +116,9 @@ fn admit(entry: &'static Entry) -> Res {
     if entry.need != Need::Nothing && local::in_callback() {
         return Err(CUDA_ERROR_NOT_PERMITTED);
     }
+    for rule in &config.blocks {
+        rule.stand(entry.name, entry.asked);
+    }
     for rule in &config.failures {
         match rule.strike(entry.name, entry.asked) {
             None | Some(0) => {}

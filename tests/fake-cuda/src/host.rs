@@ -36,6 +36,21 @@ impl World {
         self.host.get(&va).is_some_and(|r| r.sort == Sort::Managed)
     }
 
+    /// What was allocated or registered in a context goes with it (measured).
+    pub(crate) fn free_host_memory(&mut self, ctx: usize) {
+        for (va, range) in self.host.extract_if(.., |_, r| r.ctx == ctx) {
+            if range.sort != Sort::Managed {
+                discharge(Place::Host, range.size);
+            }
+            if range.sort == Sort::Registered {
+                self.lapsed.insert(va);
+                continue;
+            }
+            // SAFETY: made by `take`, and its owner is gone.
+            unsafe { libc::munmap(va as *mut _, range.size.next_multiple_of(4096) as usize) };
+        }
+    }
+
     pub(crate) fn free_managed(&mut self, va: u64) -> Res {
         if let Some(range) = self.host.remove(&va) {
             // SAFETY: made by `take`, and the program says that it is done with it.
@@ -86,8 +101,12 @@ fn add(w: &mut World, va: u64, size: u64, sort: Sort, flags: c_uint) -> Res {
 }
 
 fn alloc(size: u64, flags: c_uint) -> Res<u64> {
-    if size == 0 || flags & !7 != 0 {
+    if flags & !7 != 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    // No bytes are no error (measured).
+    if size == 0 {
+        return Ok(0);
     }
     let mut w = world();
     w.refuse_unsafe("cuMemHostAlloc")?;
@@ -172,15 +191,24 @@ fn register(va: u64, size: u64, flags: c_uint) -> Res {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
     charge(Place::Host, size)?;
+    w.lapsed.remove(&va);
     add(&mut w, va, size, Sort::Registered, flags)
 }
 
 fn unregister(va: u64) -> Res {
     let mut w = world();
     w.refuse_unsafe("cuMemHostUnregister")?;
+    // It ended with its context, which the program need not know.
+    if w.lapsed.remove(&va) {
+        return Err(HOST_MEMORY_NOT_REGISTERED);
+    }
     if w.host.get(&va).is_none_or(|r| r.sort != Sort::Registered) {
         misuse!("unregister of host memory {va:#x}, which is not registered");
-        return Err(HOST_MEMORY_NOT_REGISTERED);
+        // Inside a registration, or in memory that CUDA allocated, it is another error (measured).
+        return Err(match w.host_range(va) {
+            Some(_) => CUDA_ERROR_INVALID_VALUE,
+            None => HOST_MEMORY_NOT_REGISTERED,
+        });
     }
     w = settle(w);
     if let Some(range) = w.host.remove(&va) {

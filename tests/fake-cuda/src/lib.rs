@@ -7,7 +7,7 @@
 //!   passes `gate::enter`: fork guard, fault injection, initialisation, context, panics, trace.
 //! - `config` `misuse` `error` `local` `world`: environment, reports, names, thread state, all state.
 //! - `device` `context` `nvml`: what there is.
-//! - `phys` `handle` `va` `vmm` `memory` `host` `pool` `array` `shared` `pointer` `ipc`: memory, from the
+//! - `phys` `handle` `va` `vmm` `memory` `host` `pool` `array` `external` `shared` `pointer` `ipc`: memory, from the
 //!   physical object up to the questions about a pointer.
 //! - `queue` `work` `stream` `event` `race`: asynchrony. A stream is a thread with a queue.
 //! - `copy` `area` `transfer` `memset` `cell`: moving bytes; words that streams write and wait for.
@@ -33,6 +33,7 @@ mod copy;
 mod device;
 mod error;
 mod event;
+mod external;
 mod graph;
 mod green;
 mod handle;

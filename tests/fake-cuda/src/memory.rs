@@ -144,6 +144,33 @@ impl World {
         Ok(va)
     }
 
+    /// Makes memory that is mapped already an allocation of this context, which `cuMemFree` ends.
+    pub(crate) fn adopt(&mut self, ctx: usize, device: usize, start: u64, size: u64) {
+        self.blocks.insert(
+            start,
+            Block {
+                size,
+                ctx,
+                device,
+                cut: false,
+                pool: 0,
+            },
+        );
+        self.allocs.insert(
+            start,
+            Alloc {
+                size,
+                ctx,
+                device,
+                block: start,
+                id: serial(),
+                pool: 0,
+                doomed: false,
+                sync_memops: true,
+            },
+        );
+    }
+
     /// Whether no live allocation lies in the block.
     pub(crate) fn vacant(&self, block: u64) -> bool {
         let size = self.blocks.get(&block).map_or(0, |b| b.size);
@@ -186,6 +213,7 @@ impl World {
         for va in mine {
             self.free_alloc(va);
         }
+        self.free_host_memory(ctx);
     }
 }
 
@@ -214,7 +242,8 @@ fn free(va: u64) -> Res {
     if w.managed(va) {
         return w.free_managed(va);
     }
-    let Some(alloc) = w.allocs.get(&va).filter(|a| !a.doomed) else {
+    let variable = w.modules.values().any(|m| m.owns(va));
+    let Some(alloc) = w.allocs.get(&va).filter(|a| !a.doomed && !variable) else {
         misuse!("free of {va:#x}, which is no allocation");
         return Err(CUDA_ERROR_INVALID_VALUE);
     };
@@ -281,6 +310,9 @@ pub(crate) fn report_leaks() {
         .filter(|(_, r)| r.owner == Owner::Program)
     {
         leak(format_args!("reservation of {} bytes at {va:#x}", r.size));
+    }
+    if w.imported() > 0 {
+        leak(format_args!("{} pieces of external memory", w.imported()));
     }
     for (va, range) in &w.host {
         leak(format_args!(

@@ -46,6 +46,11 @@ pub(crate) fn free(device: usize) -> u64 {
         .saturating_sub(shared::others(device))
 }
 
+/// Bytes of the device that this process holds.
+pub(crate) fn used(device: usize) -> u64 {
+    VRAM[device].load(Ordering::Relaxed)
+}
+
 pub(crate) fn open_shared() {
     shared::open();
 }

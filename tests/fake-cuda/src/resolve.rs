@@ -21,6 +21,7 @@ static ROOMS: &[&[Symbol]] = &[
     crate::device::SYMBOLS,
     crate::error::SYMBOLS,
     crate::event::SYMBOLS,
+    crate::external::SYMBOLS,
     crate::graph::SYMBOLS,
     crate::green::SYMBOLS,
     crate::handle::SYMBOLS,

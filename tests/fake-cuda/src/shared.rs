@@ -133,6 +133,24 @@ pub(crate) fn others(device: usize) -> u64 {
         .sum()
 }
 
+/// Other live processes that hold memory of the device: pid and bytes.
+pub(crate) fn holders(device: usize) -> Vec<(u32, u64)> {
+    let Some(board) = board() else {
+        return Vec::new();
+    };
+    let slots = board.slots.iter().enumerate();
+    slots
+        .filter(|(i, slot)| *i != board.mine && alive(slot))
+        .map(|(_, s)| {
+            (
+                s.pid.load(Ordering::Acquire) as u32,
+                s.used[device].load(Ordering::Relaxed),
+            )
+        })
+        .filter(|(_, used)| *used > 0)
+        .collect()
+}
+
 pub(crate) fn publish(device: usize, used: u64) {
     if let Some(board) = board() {
         board.slots[board.mine].used[device].store(used, Ordering::Relaxed);

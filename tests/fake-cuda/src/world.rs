@@ -15,6 +15,7 @@ use crate::config::config;
 use crate::context::Context;
 use crate::device::Device;
 use crate::event::Event;
+use crate::external::External;
 use crate::handle::Handle;
 use crate::host::HostRange;
 use crate::library::{Kernel, Library};
@@ -45,10 +46,13 @@ pub(crate) struct World {
     pub blocks: BTreeMap<u64, Block>,
     pub allocs: BTreeMap<u64, Alloc>,
     pub host: BTreeMap<u64, HostRange>,
+    /// Registrations that ended with their context.
+    pub lapsed: BTreeSet<u64>,
     pub flight: Flight,
     pub races: Races,
     pub pools: BTreeMap<usize, Pool>,
     pub arrays: BTreeMap<usize, Array>,
+    pub externals: BTreeMap<usize, External>,
     pub captures: BTreeMap<u64, Capture>,
     pub graphs: BTreeMap<usize, Vec<Node>>,
     pub execs: BTreeMap<usize, Arc<Vec<Node>>>,
@@ -92,10 +96,12 @@ static WORLD: Mutex<World> = Mutex::new(World {
     blocks: BTreeMap::new(),
     allocs: BTreeMap::new(),
     host: BTreeMap::new(),
+    lapsed: BTreeSet::new(),
     flight: Flight::new(),
     races: Races::new(),
     pools: BTreeMap::new(),
     arrays: BTreeMap::new(),
+    externals: BTreeMap::new(),
     captures: BTreeMap::new(),
     graphs: BTreeMap::new(),
     execs: BTreeMap::new(),

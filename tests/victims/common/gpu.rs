@@ -158,6 +158,11 @@ impl Kernels {
         }
     }
 
+    /// One of them.
+    pub fn any(&self) -> CUfunction {
+        self.fill
+    }
+
     /// By `kernelParams`, or by an `extra` buffer when the last argument is odd.
     fn launch(&self, gpu: &Gpu, f: CUfunction, stream: CUstream, arguments: &mut [u64]) {
         let none: *mut c_void = std::ptr::null_mut();

@@ -70,6 +70,24 @@ macro_rules! driver_functions {
             cuMemSetAccess(pointer: CUdeviceptr, bytes: usize, access: *const CUmemAccessDesc, count: usize);
             cuArrayCreate_v2(array: *mut CUarray, descriptor: *const CUDA_ARRAY_DESCRIPTOR);
             cuArrayDestroy(array: CUarray);
+            cuArray3DCreate_v2(array: *mut CUarray, descriptor: *const CUDA_ARRAY3D_DESCRIPTOR);
+            cuMipmappedArrayCreate(array: *mut CUmipmappedArray, descriptor: *const CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint);
+            cuMipmappedArrayDestroy(array: CUmipmappedArray);
+            cuMemAllocHost_v2(pointer: *mut *mut c_void, bytes: usize);
+            cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint);
+            cuMemHostUnregister(pointer: *mut c_void);
+            cuCtxSetLimit(limit: c_int, value: usize);
+            cuModuleGetGlobal_v2(pointer: *mut CUdeviceptr, bytes: *mut usize, module: CUmodule, name: *const c_char);
+            cuLibraryLoadData(
+                library: *mut CUlibrary, code: *const c_void, jit: *mut c_int, jit_values: *mut *mut c_void, jit_count: c_uint,
+                options: *mut c_int, values: *mut *mut c_void, count: c_uint
+            );
+            cuLibraryGetGlobal(pointer: *mut CUdeviceptr, bytes: *mut usize, library: CUlibrary, name: *const c_char);
+            cuLibraryUnload(library: CUlibrary);
+            cuMemExportToShareableHandle(out: *mut c_int, handle: CUmemGenericAllocationHandle, kind: c_int, flags: u64);
+            cuImportExternalMemory(memory: *mut CUexternalMemory, desc: *const CUDA_EXTERNAL_MEMORY_HANDLE_DESC);
+            cuExternalMemoryGetMappedBuffer(pointer: *mut CUdeviceptr, memory: CUexternalMemory, desc: *const CUDA_EXTERNAL_MEMORY_BUFFER_DESC);
+            cuDestroyExternalMemory(memory: CUexternalMemory);
             cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint);
             cuMemFreeHost(pointer: *mut c_void);
             cuMemcpy(to: CUdeviceptr, from: CUdeviceptr, bytes: usize);

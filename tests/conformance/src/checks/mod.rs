@@ -5,6 +5,7 @@ mod backing;
 mod callback;
 mod capture;
 mod context;
+mod counted;
 mod errors;
 mod forms;
 mod launch;
@@ -256,6 +257,51 @@ pub const CHECKS: &[Check] = &[
         name: "free_waits",
         expects: "cuMemFree waits for the device",
         run: waits::free,
+    },
+    Check {
+        name: "array_sizes",
+        expects: "arrays take tiles of 8 rows of 64 bytes; destroyed, they give them back",
+        run: counted::arrays,
+    },
+    Check {
+        name: "pinned_host",
+        expects: "pinning takes no VRAM, is refused with the codes that the shim counts on, and ends with its context",
+        run: counted::pinned,
+    },
+    Check {
+        name: "module_variables",
+        expects: "a module's variables take VRAM by the time their address is known, until it is unloaded",
+        run: counted::modules,
+    },
+    Check {
+        name: "context_limits",
+        expects: "a larger stack takes VRAM at once, a larger heap does not",
+        run: counted::limits,
+    },
+    Check {
+        name: "managed",
+        expects: "managed memory takes no VRAM when it is allocated, and is freed as any",
+        run: counted::managed,
+    },
+    Check {
+        name: "external_memory",
+        expects: "importing takes no VRAM, whatever becomes of the import",
+        run: counted::external,
+    },
+    Check {
+        name: "memory_info_cost",
+        expects: "cuMemGetInfo takes less than a millisecond",
+        run: counted::cost,
+    },
+    Check {
+        name: "nvml_processes",
+        expects: "lists of processes: entries of 16 bytes, and of 24 in v2 and v3; counts as documented",
+        run: nvml::processes,
+    },
+    Check {
+        name: "nvml_uuids",
+        expects: "NVML's UUID is CUDA's, and finds the same handle",
+        run: nvml::uuids,
     },
     Check {
         name: "nvml",

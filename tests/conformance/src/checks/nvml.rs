@@ -68,3 +68,131 @@ pub(super) fn memory(told: &Told) {
         two.reserved
     ));
 }
+
+/// The handle of device 0, with NVML initialised; `None` without NVML.
+pub(super) fn device(b: &Bench) -> Option<usize> {
+    b.cu.symbol("nvmlInit_v2")?;
+    let mut device = 0;
+    let good = b.cu.nvmlInit_v2() == NVML_SUCCESS
+        && b.cu.nvmlDeviceGetHandleByIndex_v2(0, Some(&mut device)) == NVML_SUCCESS;
+    good.then_some(device)
+}
+
+/// Words that no entry of a list may touch.
+const CANARY: u64 = 0x5ca1_ab1e_0ddb_a11d;
+
+pub(super) fn processes(told: &Told) {
+    let b = Bench::open();
+    let Some(device) = device(&b) else {
+        return told.skip("no NVML here");
+    };
+    let p = b.alloc(64 << 20);
+    let ask = |version: u32, count: &mut u32, infos: *mut u64| match version {
+        1 => {
+            b.cu.nvmlDeviceGetComputeRunningProcesses(device, Some(count), infos)
+        }
+        2 => {
+            b.cu.nvmlDeviceGetComputeRunningProcesses_v2(device, Some(count), infos)
+        }
+        _ => {
+            b.cu.nvmlDeviceGetComputeRunningProcesses_v3(device, Some(count), infos)
+        }
+    };
+    for (version, words) in [(1, 2), (2, 3), (3, 3)] {
+        let mut count = 0;
+        let code = ask(version, &mut count, std::ptr::null_mut());
+        if code == crate::api::MISSING {
+            told.note(format!("v{version}: this NVML lacks it"));
+            continue;
+        }
+        let expected = if count == 0 {
+            NVML_SUCCESS
+        } else {
+            NVML_ERROR_INSUFFICIENT_SIZE
+        };
+        told.is(format!("v{version}: asking how many"), code, expected);
+        let mut room = vec![CANARY; 66 * words];
+        let (entries, mut count) = (64, 64);
+        let code = ask(version, &mut count, room.as_mut_ptr());
+        told.is(format!("v{version}: asking which"), code, NVML_SUCCESS);
+        told.is(
+            format!("v{version}: no more than there is room for"),
+            count <= entries,
+            true,
+        );
+        let behind = room[count as usize * words..].iter().all(|w| *w == CANARY);
+        told.is(
+            format!("v{version}: nothing is written behind {count} entries"),
+            behind,
+            true,
+        );
+        let own = std::process::id();
+        let listed = room.chunks(words).take(count as usize);
+        let mine: Vec<u64> = listed
+            .filter(|entry| entry[0] as u32 == own)
+            .map(|entry| entry[1])
+            .collect();
+        told.note(format!(
+            "v{version}: {count} processes, of this one {mine:?}"
+        ));
+        for used in mine.iter().filter(|u| **u != NVML_VALUE_NOT_AVAILABLE) {
+            told.is(
+                format!("v{version}: it holds {used}"),
+                *used >= 64 << 20,
+                true,
+            );
+        }
+        if !mine.is_empty() {
+            let (mut none, mut room) = (0, [CANARY; 6]);
+            let code = ask(version, &mut none, room.as_mut_ptr());
+            told.is(
+                format!("v{version}: no room"),
+                (code, none >= 1),
+                (NVML_ERROR_INSUFFICIENT_SIZE, true),
+            );
+            told.is(
+                format!("v{version}: and nothing written"),
+                room,
+                [CANARY; 6],
+            );
+        }
+    }
+    b.cu.cuMemFree_v2(p);
+}
+
+pub(super) fn uuids(told: &Told) {
+    let b = Bench::open();
+    let Some(device) = device(&b) else {
+        return told.skip("no NVML here");
+    };
+    let (mut cuda, mut text) = ([0; 16], [0; 96]);
+    told.is("CUDA's", b.cu.cuDeviceGetUuid_v2(Some(&mut cuda), 0), 0);
+    told.is(
+        "NVML's",
+        b.cu.nvmlDeviceGetUUID(device, Some(&mut text), 96),
+        NVML_SUCCESS,
+    );
+    let name = std::ffi::CStr::from_bytes_until_nul(&text).unwrap_or_default();
+    let digits = name
+        .to_string_lossy()
+        .replacen("GPU-", "", 1)
+        .replace('-', "");
+    let hex: String = cuda.iter().map(|b| format!("{b:02x}")).collect();
+    // On a machine of several GPUs the first of the one need not be the first of the other.
+    told.note(format!("NVML {digits}, CUDA {hex}"));
+    let mut again = 0;
+    told.is(
+        "the handle of that UUID",
+        (
+            b.cu.nvmlDeviceGetHandleByUUID(name.as_ptr(), Some(&mut again)),
+            again,
+        ),
+        (NVML_SUCCESS, device),
+    );
+    let mut none = 0;
+    told.is(
+        "of no UUID",
+        b.cu.nvmlDeviceGetHandleByUUID(c"GPU-0".as_ptr(), Some(&mut none)) != 0,
+        true,
+    );
+}
