@@ -29,6 +29,9 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             [CompletionResult]::new('inspect', 'inspect', [CompletionResultType]::ParameterValue, 'Say where a program gets CUDA from, and whether greenboost can serve it')
             [CompletionResult]::new('doctor', 'doctor', [CompletionResultType]::ParameterValue, 'Say whether greenboost can work on this machine, and what would help')
             [CompletionResult]::new('selftest', 'selftest', [CompletionResultType]::ParameterValue, 'Check on this machine that spilled memory stays bit for bit right')
+            [CompletionResult]::new('top', 'top', [CompletionResultType]::ParameterValue, 'Show the table of running jobs, from another terminal')
+            [CompletionResult]::new('ps', 'ps', [CompletionResultType]::ParameterValue, 'List the running jobs: programs, processes, devices, tiers, age')
+            [CompletionResult]::new('probe', 'probe', [CompletionResultType]::ParameterValue, 'Measure what link, memory and disk can do here, and what spilling will cost')
             [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script of a shell')
             break
         }
@@ -38,7 +41,7 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             [CompletionResult]::new('--spill', '--spill', [CompletionResultType]::ParameterName, 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]')
             [CompletionResult]::new('--report', '--report', [CompletionResultType]::ParameterName, 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]')
             [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Write newline-delimited JSON records of the run to a file or an open descriptor')
-            [CompletionResult]::new('--stats', '--stats', [CompletionResultType]::ParameterName, 'What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]')
+            [CompletionResult]::new('--stats', '--stats', [CompletionResultType]::ParameterName, 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say what was decided before the launch, and name each process that uses CUDA')
             [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say what was decided before the launch, and name each process that uses CUDA')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
@@ -61,6 +64,31 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
         'greenboost;selftest' {
             [CompletionResult]::new('--simulated', '--simulated', [CompletionResultType]::ParameterName, 'Use the embedded simulated driver: needs no GPU, and says nothing about one')
             [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document instead of lines')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;top' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;ps' {
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
+        'greenboost;probe' {
+            [CompletionResult]::new('--device', '--device', [CompletionResultType]::ParameterName, 'The GPU, by its number')
+            [CompletionResult]::new('--dir', '--dir', [CompletionResultType]::ParameterName, 'A directory whose disk is measured; may be given several times [default: the current directory]')
+            [CompletionResult]::new('--size', '--size', [CompletionResultType]::ParameterName, 'Size of the file that is written there [default: 4 GiB, less where space, RAM or time are short]')
+            [CompletionResult]::new('--only', '--only', [CompletionResultType]::ParameterName, 'Measure only this: the GPU with its link, host RAM, or the disk')
+            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A model file (GGUF or safetensors) whose speed is predicted')
+            [CompletionResult]::new('--vram-limit', '--vram-limit', [CompletionResultType]::ParameterName, 'The VRAM limit for that: a size, or a percentage of the card [default: what is free]')
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Write newline-delimited JSON records to a file or an open descriptor')
+            [CompletionResult]::new('--io', '--io', [CompletionResultType]::ParameterName, 'How the disk is used, instead of the best that works')
+            [CompletionResult]::new('--quick', '--quick', [CompletionResultType]::ParameterName, 'Measure less, in about 10 seconds')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break

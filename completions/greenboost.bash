@@ -25,11 +25,20 @@ _greenboost() {
             greenboost,inspect)
                 cmd="greenboost__subcmd__inspect"
                 ;;
+            greenboost,probe)
+                cmd="greenboost__subcmd__probe"
+                ;;
+            greenboost,ps)
+                cmd="greenboost__subcmd__ps"
+                ;;
             greenboost,run)
                 cmd="greenboost__subcmd__run"
                 ;;
             greenboost,selftest)
                 cmd="greenboost__subcmd__selftest"
+                ;;
+            greenboost,top)
+                cmd="greenboost__subcmd__top"
                 ;;
             *)
                 ;;
@@ -38,7 +47,7 @@ _greenboost() {
 
     case "${cmd}" in
         greenboost)
-            opts="-h -V --help --version run inspect doctor selftest completions"
+            opts="-h -V --help --version run inspect doctor selftest top ps probe completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -97,6 +106,91 @@ _greenboost() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        greenboost__subcmd__probe)
+            opts="-h --device --dir --size --quick --only --model --vram-limit --json --io --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --device)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --only)
+                    COMPREPLY=($(compgen -W "link ram nvme" -- "${cur}"))
+                    return 0
+                    ;;
+                --model)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --vram-limit)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --json)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --io)
+                    COMPREPLY=($(compgen -W "uring threads" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        greenboost__subcmd__ps)
+            opts="-h --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         greenboost__subcmd__run)
             opts="-v -h --vram-limit --ram-limit --spill --report --json --stats --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -136,7 +230,7 @@ _greenboost() {
                     return 0
                     ;;
                 --stats)
-                    COMPREPLY=($(compgen -W "auto lines off" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto table lines off" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -148,6 +242,20 @@ _greenboost() {
             ;;
         greenboost__subcmd__selftest)
             opts="-h --simulated --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        greenboost__subcmd__top)
+            opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -26,6 +26,9 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand inspect 'Say where a program gets CUDA from, and whether greenboost can serve it'
             cand doctor 'Say whether greenboost can work on this machine, and what would help'
             cand selftest 'Check on this machine that spilled memory stays bit for bit right'
+            cand top 'Show the table of running jobs, from another terminal'
+            cand ps 'List the running jobs: programs, processes, devices, tiers, age'
+            cand probe 'Measure what link, memory and disk can do here, and what spilling will cost'
             cand completions 'Print the completion script of a shell'
         }
         &'greenboost;run'= {
@@ -34,7 +37,7 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --spill 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]'
             cand --report 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]'
             cand --json 'Write newline-delimited JSON records of the run to a file or an open descriptor'
-            cand --stats 'What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]'
+            cand --stats 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]'
             cand -v 'Say what was decided before the launch, and name each process that uses CUDA'
             cand --verbose 'Say what was decided before the launch, and name each process that uses CUDA'
             cand -h 'Print help (see more with ''--help'')'
@@ -54,6 +57,28 @@ set edit:completion:arg-completer[greenboost] = {|@words|
         &'greenboost;selftest'= {
             cand --simulated 'Use the embedded simulated driver: needs no GPU, and says nothing about one'
             cand --json 'Print one JSON document instead of lines'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;top'= {
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;ps'= {
+            cand --json 'Print one JSON document'
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+        &'greenboost;probe'= {
+            cand --device 'The GPU, by its number'
+            cand --dir 'A directory whose disk is measured; may be given several times [default: the current directory]'
+            cand --size 'Size of the file that is written there [default: 4 GiB, less where space, RAM or time are short]'
+            cand --only 'Measure only this: the GPU with its link, host RAM, or the disk'
+            cand --model 'A model file (GGUF or safetensors) whose speed is predicted'
+            cand --vram-limit 'The VRAM limit for that: a size, or a percentage of the card [default: what is free]'
+            cand --json 'Write newline-delimited JSON records to a file or an open descriptor'
+            cand --io 'How the disk is used, instead of the best that works'
+            cand --quick 'Measure less, in about 10 seconds'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }

@@ -30,6 +30,9 @@ complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "run" -d 'Run 
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "inspect" -d 'Say where a program gets CUDA from, and whether greenboost can serve it'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "doctor" -d 'Say whether greenboost can work on this machine, and what would help'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "selftest" -d 'Check on this machine that spilled memory stays bit for bit right'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "top" -d 'Show the table of running jobs, from another terminal'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "ps" -d 'List the running jobs: programs, processes, devices, tiers, age'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "probe" -d 'Measure what link, memory and disk can do here, and what spilling will cost'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l vram-limit -d 'VRAM that the job may hold on each device: a size, or a percentage of the card [default: what is free]' -r
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l ram-limit -d 'Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]' -r
@@ -37,7 +40,8 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l spill -d '
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l report -d 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]' -r -f -a "extended\t'VRAM and host RAM together'
 physical\t'The VRAM limit alone'"
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l json -d 'Write newline-delimited JSON records of the run to a file or an open descriptor' -r -F
-complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l stats -d 'What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]' -r -f -a "auto\t'Whatever suits where stderr goes'
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l stats -d 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]' -r -f -a "auto\t'Whatever suits where stderr goes'
+table\t'A table below the program\'s output'
 lines\t'A line now and then'
 off\t'Only what went wrong; no summary'"
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -s v -l verbose -d 'Say what was decided before the launch, and name each process that uses CUDA'
@@ -50,4 +54,20 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand doctor" -s h -l he
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l simulated -d 'Use the embedded simulated driver: needs no GPU, and says nothing about one'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l json -d 'Print one JSON document instead of lines'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand ps" -l json -d 'Print one JSON document'
+complete -c greenboost -n "__fish_greenboost_using_subcommand ps" -s h -l help -d 'Print help'
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l device -d 'The GPU, by its number' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l dir -d 'A directory whose disk is measured; may be given several times [default: the current directory]' -r -f -a "(__fish_complete_directories)"
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l size -d 'Size of the file that is written there [default: 4 GiB, less where space, RAM or time are short]' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l only -d 'Measure only this: the GPU with its link, host RAM, or the disk' -r -f -a "link\t'The GPU'
+ram\t'Host RAM'
+nvme\t'The disk'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l model -d 'A model file (GGUF or safetensors) whose speed is predicted' -r -F
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l vram-limit -d 'The VRAM limit for that: a size, or a percentage of the card [default: what is free]' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l json -d 'Write newline-delimited JSON records to a file or an open descriptor' -r -F
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l io -d 'How the disk is used, instead of the best that works' -r -f -a "uring\t'io_uring'
+threads\t'A pool of threads that call pread and pwrite'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l quick -d 'Measure less, in about 10 seconds'
+complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c greenboost -n "__fish_greenboost_using_subcommand completions" -s h -l help -d 'Print help'

@@ -8,6 +8,7 @@ use greenboost_wire::record::{Kind, Record};
 use crate::cli::Stats;
 use crate::json::backend_and_name;
 use crate::size::human;
+use crate::summary::Snapshot;
 use crate::voice::count;
 
 /// Refusals of memory that are told one by one; the summary counts them all.
@@ -20,6 +21,8 @@ pub struct Announcer {
     vram_limit: VramLimit,
     said: BTreeSet<String>,
     refusals: u32,
+    /// Tiers that were told to be full: VRAM by device, `None` is host RAM.
+    full: BTreeSet<Option<usize>>,
     /// Names of the devices, by ledger index.
     pub names: BTreeMap<usize, String>,
     /// Whether any process said anything: only those that use CUDA do.
@@ -35,6 +38,7 @@ impl Announcer {
             vram_limit,
             said: BTreeSet::new(),
             refusals: 0,
+            full: BTreeSet::new(),
             names: BTreeMap::new(),
             heard: false,
         }
@@ -83,7 +87,7 @@ impl Announcer {
             }
             Kind::FirstSpill => (!quiet).then(|| {
                 format!(
-                    "first spill on GPU {gpu}: {} of a {} allocation is in host RAM; the GPU reaches it over the link",
+                    "first spill on GPU {gpu}: {} of a {} allocation is in host RAM, at link speed (or --spill off)",
                     human(*a),
                     human(*b)
                 )
@@ -96,9 +100,12 @@ impl Announcer {
                     ""
                 };
                 (self.refusals <= REFUSALS_TOLD)
-                    .then(|| format!("out of memory on GPU {gpu}: {} asked for, {text}{more}", human(*a)))
+                    .then(|| format!("out of memory on GPU {gpu}: {} asked for, {text}{}{more}", human(*a), remedy(text)))
             }
             Kind::HostRefused => (!quiet).then(|| format!("host RAM is short: {text}")),
+            Kind::DeviceError => Some(format!(
+                "GPU error {a} in process {pid}: {text}; run it without greenboost to see whose error it is"
+            )),
             // Nothing is moved yet, so nothing is lost.
             Kind::Frozen => self.verbose.then(|| text.to_string()),
             Kind::Degraded => Some(format!("degraded: {text}")),
@@ -108,6 +115,53 @@ impl Announcer {
         }?;
         let is_told_each_time = matches!(record.kind, Kind::Hello | Kind::Bye | Kind::OutOfMemory);
         (is_told_each_time || self.said.insert(sentence.clone())).then_some(sentence)
+    }
+}
+
+/// What to do when memory is out for this reason (the shim's words).
+fn remedy(reason: &str) -> &'static str {
+    match reason {
+        "the VRAM and RAM limits" => ": raise --vram-limit or --ram-limit",
+        "the VRAM limit" => ": raise --vram-limit, or allow --spill ram",
+        "the machine's available RAM" => ": free host RAM, or raise --vram-limit",
+        "the cgroup's memory limit" => ": raise the container's memory limit, or --vram-limit",
+        _ => "",
+    }
+}
+
+/// From here on a tier is called full, in hundredths.
+const FULL: u64 = 95;
+
+impl Announcer {
+    /// Tiers that have filled up since the last look: once each.
+    pub fn levels(&mut self, snapshot: &Snapshot) -> Vec<String> {
+        if self.stats == Stats::Off {
+            return Vec::new();
+        }
+        let is_full = |used: u64, limit: u64| limit > 0 && used / 100 >= limit / 10_000 * FULL;
+        let mut said = Vec::new();
+        for d in &snapshot.devices {
+            if is_full(d.vram_bytes, d.vram_limit) && self.full.insert(Some(d.device)) {
+                let next = match snapshot.ram_limit {
+                    0 => "then memory is out: raise --vram-limit, or allow --spill ram",
+                    _ => "more goes to host RAM: raise --vram-limit to avoid it",
+                };
+                said.push(format!(
+                    "VRAM of GPU {} fills up: {} of {}; {next}",
+                    d.device,
+                    human(d.vram_bytes),
+                    human(d.vram_limit)
+                ));
+            }
+        }
+        if is_full(snapshot.host_bytes, snapshot.ram_limit) && self.full.insert(None) {
+            said.push(format!(
+                "the RAM limit is nearly reached, {} of {}; then memory is out: raise --ram-limit",
+                human(snapshot.host_bytes),
+                human(snapshot.ram_limit)
+            ));
+        }
+        said
     }
 }
 
@@ -144,11 +198,44 @@ mod tests {
             announcer
                 .sentence(&record(Kind::FirstSpill, 3 * GIB / 2, 2 * GIB, ""))
                 .unwrap(),
-            "first spill on GPU 0: 1.5 GiB of a 2.0 GiB allocation is in host RAM; the GPU reaches it over the link"
+            "first spill on GPU 0: 1.5 GiB of a 2.0 GiB allocation is in host RAM, at link speed (or --spill off)"
         );
         let oom = record(Kind::OutOfMemory, GIB, 0, "the VRAM limit is 10.0 GiB");
         let told = (0..10).filter_map(|_| announcer.sentence(&oom)).count();
         assert_eq!(told, 3);
+    }
+
+    #[test]
+    fn tiers_that_fill_up_are_told_once() {
+        let mut announcer = Announcer::new(Stats::Auto, false, VramLimit::Free);
+        let device = crate::summary::DeviceSnapshot {
+            vram_bytes: 9 * GIB,
+            vram_limit: 10 * GIB,
+            ..Default::default()
+        };
+        let mut snapshot = Snapshot {
+            ram_limit: 4 * GIB,
+            devices: vec![device],
+            ..Snapshot::default()
+        };
+        assert!(announcer.levels(&snapshot).is_empty());
+        snapshot.devices[0].vram_bytes = 10 * GIB - 1;
+        assert_eq!(
+            announcer.levels(&snapshot),
+            [
+                "VRAM of GPU 0 fills up: 10.0 GiB of 10.0 GiB; more goes to host RAM: raise --vram-limit to avoid it"
+            ]
+        );
+        snapshot.host_bytes = 39 * GIB / 10;
+        assert_eq!(
+            announcer.levels(&snapshot),
+            [
+                "the RAM limit is nearly reached, 3.9 GiB of 4.0 GiB; then memory is out: raise --ram-limit"
+            ]
+        );
+        assert!(announcer.levels(&snapshot).is_empty(), "told once");
+        let mut quiet = Announcer::new(Stats::Off, false, VramLimit::Free);
+        assert!(quiet.levels(&snapshot).is_empty());
     }
 
     #[test]

@@ -48,6 +48,19 @@ pub enum Command {
     /// A small CUDA program is run under `greenboost run` with a VRAM limit far below what it needs. It allocates,
     /// computes and copies across the border between VRAM and host RAM, and checks every byte.
     Selftest(SelftestArgs),
+    /// Show the table of running jobs, from another terminal
+    ///
+    /// What `greenboost run` shows below its program. `q` or Ctrl-C ends it, which means nothing to the job. When
+    /// stdout is not a terminal it is shown once.
+    Top(TopArgs),
+    /// List the running jobs: programs, processes, devices, tiers, age
+    Ps(PsArgs),
+    /// Measure what link, memory and disk can do here, and what spilling will cost
+    ///
+    /// Copies and kernels between host RAM and VRAM, mapping, pinning, host RAM, and the disk under a directory, in a
+    /// file that has no name and is gone at the end, however that comes. `run` warns when its plan contradicts what was
+    /// measured.
+    Probe(ProbeArgs),
     /// Print the completion script of a shell
     Completions(CompletionsArgs),
     /// The program that `selftest` runs under `greenboost run`.
@@ -111,18 +124,26 @@ pub struct RunArgs {
     pub report: Option<ReportArg>,
 
     /// Write newline-delimited JSON records of the run to a file or an open descriptor
+    ///
+    /// src/json.md of the source says what is in them.
     #[arg(long, value_name = "FILE|fd:N", env = "GREENBOOST_JSON", hide_env = true,
           value_hint = ValueHint::FilePath, value_parser = OsStringValueParser::new().try_map(parse_json))]
     pub json: Option<JsonTarget>,
 
-    /// What to say on stderr while the program runs: `lines` now and then, or only what went wrong [default: auto]
+    /// What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong
+    /// [default: auto]
+    ///
+    /// The table needs a terminal: the program then runs on a pseudo-terminal, and is hung up on should the launcher be
+    /// killed. With `lines` and `off` nothing stands between the program and its terminal. `auto` is the table when
+    /// stdin and stdout are no pipes and stderr is a terminal that has the keyboard, otherwise lines: one for each
+    /// significant change, and one every 30 seconds.
     #[arg(
         long,
         env = "GREENBOOST_STATS",
         hide_env = true,
         value_enum,
         hide_possible_values = true,
-        value_name = "auto|lines|off"
+        value_name = "auto|table|lines|off"
     )]
     pub stats: Option<Stats>,
 
@@ -160,6 +181,8 @@ pub enum Stats {
     /// Whatever suits where stderr goes.
     #[default]
     Auto,
+    /// A table below the program's output.
+    Table,
     /// A line now and then.
     Lines,
     /// Only what went wrong; no summary.
@@ -214,6 +237,74 @@ pub struct SelftestArgs {
     pub json: bool,
 }
 
+/// `greenboost top`.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// The job, as `greenboost ps` calls it, or a process of it [default: all]
+    #[arg(value_name = "JOB")]
+    pub job: Option<String>,
+}
+
+/// `greenboost ps`.
+#[derive(Args, Debug)]
+pub struct PsArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `greenboost probe`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Exit status: 0, 1 when a figure is an error of measurement or the disk gave back wrong bytes, 3 when there is no usable \
+GPU (RAM and disk are measured all the same).")]
+pub struct ProbeArgs {
+    /// The GPU, by its number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: u32,
+    /// A directory whose disk is measured; may be given several times [default: the current directory]
+    #[arg(long = "dir", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dirs: Vec<PathBuf>,
+    /// Size of the file that is written there [default: 4 GiB, less where space, RAM or time are short]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Measure less, in about 10 seconds
+    #[arg(long)]
+    pub quick: bool,
+    /// Measure only this: the GPU with its link, host RAM, or the disk
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "link|ram|nvme"
+    )]
+    pub only: Option<Only>,
+    /// A model file (GGUF or safetensors) whose speed is predicted
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub model: Option<PathBuf>,
+    /// The VRAM limit for that: a size, or a percentage of the card [default: what is free]
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = size::parse)]
+    pub vram_limit: Option<Amount>,
+    /// Write newline-delimited JSON records to a file or an open descriptor
+    #[arg(long, value_name = "FILE|fd:N", value_hint = ValueHint::FilePath,
+          value_parser = OsStringValueParser::new().try_map(parse_json))]
+    pub json: Option<JsonTarget>,
+    /// How the disk is used, instead of the best that works.
+    #[arg(long, value_enum, hide = true)]
+    pub io: Option<crate::probe::Method>,
+}
+
+/// `--only` of `probe`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Only {
+    /// The GPU.
+    Link,
+    /// Host RAM.
+    Ram,
+    /// The disk.
+    Nvme,
+}
+
 /// `greenboost completions`.
 #[derive(Args, Debug)]
 pub struct CompletionsArgs {
@@ -230,6 +321,15 @@ fn parse_spill(text: &str) -> Result<Spill, String> {
         )),
         _ => Err(format!(
             "'{text}' is not a place to spill to: use 'ram' or 'off'"
+        )),
+    }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        Amount::Bytes(bytes) => Ok(bytes),
+        Amount::Share(_) => Err(format!(
+            "'{text}' is a percentage, and a size is needed: write a number with a unit, like 20G or 512M"
         )),
     }
 }

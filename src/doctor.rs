@@ -100,6 +100,44 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<u8> {
     Ok(status)
 }
 
+/// What stands against using a device, in words; or that nothing does.
+pub enum Usable {
+    Yes,
+    /// There are GPUs, but only so many.
+    NotThatMany(usize),
+    No(String),
+}
+
+/// Whether a program could use this device. The driver is asked by a short-lived process.
+///
+/// # Errors
+/// When that cannot be started.
+pub fn usable(device: u32, patience: Duration) -> anyhow::Result<Usable> {
+    let place = here::place();
+    let (driver, end) = ask::driver(patience)?;
+    if let Some(gpu) = driver.devices.get(device as usize) {
+        if gpu.context == driver::Trial::Works && end == ask::End::Finished {
+            return Ok(Usable::Yes);
+        }
+    } else if !driver.devices.is_empty() && end == ask::End::Finished {
+        return Ok(Usable::NotThatMany(driver.devices.len()));
+    }
+    let name = format!("gpu {device}");
+    let findings = gpu::findings(&driver, &end, &place);
+    let reason = findings
+        .into_iter()
+        .find(|f| f.level == Level::Impossible && (!f.name.starts_with("gpu ") || f.name == name));
+    Ok(Usable::No(match reason {
+        Some(Finding {
+            text,
+            advice: Some(advice),
+            ..
+        }) => format!("{text}; {advice}"),
+        Some(Finding { text, .. }) => text,
+        None => "the driver says nothing about it".into(),
+    }))
+}
+
 /// The verdict over all. One device that cannot be used does not spoil the others.
 fn worst(findings: &[Finding], can_spill: bool) -> Level {
     let is_of_one_device = |f: &&Finding| f.name.starts_with("gpu ");

@@ -1,11 +1,13 @@
-//! The job: a private directory with the ledger and the control socket, for as long as the program runs.
+//! The job: a private directory with the ledger and the sockets, for as long as the program runs.
 
+pub mod share;
 mod sweep;
 
 use std::fs::{self, DirBuilder};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use greenboost_wire::ledger::{Mapped, Settings};
@@ -13,10 +15,10 @@ use greenboost_wire::record::{self, Record};
 use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen,
-    recv, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, accept4, connect, recv, socket,
 };
 use nix::unistd::Uid;
+use serde::{Deserialize, Serialize};
 
 /// Records that are read from one connection before the others have their turn.
 const TURN: usize = 64;
@@ -27,6 +29,7 @@ pub struct Job {
     /// Limits, and who holds what.
     pub ledger: Mapped,
     control: OwnedFd,
+    share: share::Share,
     connections: Vec<OwnedFd>,
     /// Out of descriptors: until one is free, waiting for new connections would only spin.
     is_full: bool,
@@ -47,12 +50,14 @@ impl Job {
             let _ = sweep::sign(&dir);
             let ledger = Mapped::create(&dir.join(LEDGER_FILE), settings)
                 .with_context(|| format!("cannot create the ledger in {}", dir.display()))?;
-            let control = listen_in(&dir)
-                .with_context(|| format!("cannot open a socket in {}", dir.display()))?;
+            let socket = || format!("cannot open a socket in {}", dir.display());
+            let control = share::listen_in(&dir.join(CONTROL_SOCKET)).with_context(socket)?;
+            let share = share::Share::open(&dir).with_context(socket)?;
             Ok(Job {
                 dir: dir.clone(),
                 ledger,
                 control,
+                share,
                 connections: Vec::new(),
                 is_full: false,
                 strange: 0,
@@ -69,16 +74,32 @@ impl Job {
         &self.dir
     }
 
+    /// Leaves word of what runs, for `greenboost ps` and `top`. Without it the job is only not listed.
+    pub fn describe(&self, command: &[std::ffi::OsString], pid: i32) {
+        let words = command.iter().map(|w| w.to_string_lossy().into_owned());
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let about = About {
+            launcher: std::process::id(),
+            pid: pid.cast_unsigned(),
+            began: since_epoch.map_or(0.0, |t| t.as_secs_f64()),
+            command: words.collect(),
+        };
+        let text = serde_json::to_string(&about).unwrap_or_default();
+        let _ = fs::write(self.dir.join(ABOUT), text);
+    }
+
     /// Everything that may have something to read.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let control = (!self.is_full).then_some(self.control.as_fd());
         control
             .into_iter()
             .chain(self.connections.iter().map(AsFd::as_fd))
+            .chain(self.share.descriptors())
     }
 
     /// Takes new connections and reads what has arrived, without waiting.
     pub fn read(&mut self) -> Vec<Record> {
+        self.share.attend();
         self.is_full = loop {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(self.control.as_raw_fd(), flags) {
@@ -124,6 +145,56 @@ fn read_one(connection: &OwnedFd, records: &mut Vec<Record>, strange: &mut u64) 
     true
 }
 
+/// The file with what a job's launcher says of it.
+const ABOUT: &str = "about";
+
+/// What a job's launcher says of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct About {
+    /// The launcher's process.
+    pub launcher: u32,
+    /// The program's.
+    pub pid: u32,
+    /// Seconds since 1970.
+    pub began: f64,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+}
+
+impl About {
+    /// Reads it; `None` when the launcher is dead, or has not got so far.
+    pub fn read(dir: &Path) -> Option<About> {
+        let text = fs::read_to_string(dir.join(ABOUT)).ok()?;
+        dial(dir).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+}
+
+/// Directories of this user's jobs, dead ones among them.
+pub fn directories() -> Vec<PathBuf> {
+    let is_ours = |dir: &PathBuf| {
+        fs::symlink_metadata(dir)
+            .is_ok_and(|meta| meta.is_dir() && meta.uid() == Uid::effective().as_raw())
+    };
+    bases()
+        .flat_map(|base| fs::read_dir(base).into_iter().flatten().flatten())
+        .map(|entry| entry.path())
+        .filter(|dir| name_of(dir).is_some() && is_ours(dir))
+        .collect()
+}
+
+/// What a job with this directory is called: its launcher's pid and a number.
+pub fn name_of(dir: &Path) -> Option<String> {
+    let name = dir.file_name()?.to_str()?.strip_prefix(PREFIX)?;
+    let of_user = format!("{}-", Uid::effective());
+    // In a directory that is shared by all users it begins with the user's number.
+    match name.matches('-').count() {
+        1 => Some(name.to_string()),
+        2 => name.strip_prefix(&of_user).map(str::to_string),
+        _ => None,
+    }
+}
+
 /// How the names of job directories begin.
 const PREFIX: &str = "greenboost-";
 
@@ -157,22 +228,6 @@ fn create_dir() -> anyhow::Result<PathBuf> {
     }
     let problem = problem.unwrap_or_default();
     anyhow::bail!("cannot create a directory for the job ({problem})")
-}
-
-fn listen_in(dir: &Path) -> nix::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    bind(
-        socket.as_raw_fd(),
-        &UnixAddr::new(&dir.join(CONTROL_SOCKET))?,
-    )?;
-    // A program may start many processes at once while the launcher has other things to do.
-    listen(&socket, Backlog::MAXALLOWABLE)?;
-    Ok(socket)
 }
 
 /// The job that this process is already in, if it is one of the same user whose launcher lives.
@@ -260,8 +315,8 @@ mod tests {
         assert!(job.hung_up);
         assert_eq!(
             job.descriptors().count(),
-            2,
-            "the listener and one connection"
+            3,
+            "two listeners and one connection"
         );
         drop(job);
         assert!(!dir.exists());

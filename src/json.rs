@@ -1,8 +1,9 @@
-//! The record stream of `run --json`: one JSON object per line, versioned, raw bytes and seconds.
+//! The record stream of `run --json` and `probe --json`: one JSON object per line, versioned, raw bytes and seconds.
 //!
 //! Whoever reads it may be slow, full or gone; the program must not notice. So nothing here waits for long, and the first
 //! failure ends the stream with one warning.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +18,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value, json};
 
 use crate::cli::JsonTarget;
+use crate::link::Link;
 use crate::say;
-use crate::summary::Snapshot;
+use crate::summary::{Means, Snapshot};
 use crate::target::Target;
 
 /// Version of the records' layout.
@@ -132,6 +134,7 @@ fn fields(record: &Record) -> (&'static str, Value) {
         Kind::HostRefused => ("host_refused", json!({"bytes": a, "reason": text})),
         Kind::Degraded => ("degraded", json!({"reason": text})),
         Kind::Frozen => ("frozen", json!({"reason": text})),
+        Kind::DeviceError => ("device_error", json!({"code": a, "reason": text})),
         Kind::Wounded => ("wounded", json!({"reason": text})),
         Kind::Bye => ("bye", json!({"vram_bytes": a, "host_bytes": b})),
     }
@@ -176,6 +179,42 @@ pub fn start(
 /// The fields of a snapshot.
 pub fn snapshot(snapshot: &Snapshot) -> Value {
     serde_json::to_value(snapshot).unwrap_or_default()
+}
+
+/// Adds what the links carry to a snapshot's devices: only figures that there are.
+pub fn add_links(fields: &mut Value, links: &BTreeMap<usize, Link>) {
+    each_device(fields, |n, device| {
+        let link = links.get(&n).copied().unwrap_or_default();
+        let figures = [
+            ("pcie_received_per_second", link.received),
+            ("pcie_sent_per_second", link.sent),
+            ("pcie_rate", link.rate),
+        ];
+        for (name, figure) in figures {
+            if let Some(figure) = figure {
+                device[name] = figure.into();
+            }
+        }
+    });
+}
+
+/// Adds the means over time to a snapshot's devices.
+pub fn add_means(fields: &mut Value, means: &Means) {
+    fields["host_mean"] = means.host().into();
+    each_device(fields, |n, device| {
+        let (vram, host) = means.of(n);
+        device["vram_mean"] = vram.into();
+        device["host_mean"] = host.into();
+    });
+}
+
+fn each_device(fields: &mut Value, mut change: impl FnMut(usize, &mut Value)) {
+    let devices = fields["devices"].as_array_mut();
+    for device in devices.into_iter().flatten() {
+        if let Some(n) = device["device"].as_u64() {
+            change(n as usize, device);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,9 @@ extern "C" fn note_inherited() {
     }
 }
 
+/// What a new process does before it becomes the program: system calls only, no allocation and no lock.
+pub type BeforeExec = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
+
 /// What to execute.
 pub struct Launch<'a> {
     /// The file.
@@ -66,13 +69,17 @@ pub struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    fn command(&self, mask: SigSet) -> Command {
+    /// The program with this signal mask; `first` is done in its process before anything else.
+    pub fn command(&self, mask: SigSet, mut first: Option<BeforeExec>) -> Command {
         let mut command = Command::new(self.path);
         if let Some((name, args)) = self.command.split_first() {
             command.arg0(name).args(args);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let restore = move || -> io::Result<()> {
+            if let Some(first) = &mut first {
+                first()?;
+            }
             nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
             for (number, was_ignored) in [
                 (Signal::SIGPIPE, &PIPE_WAS_IGNORED),
@@ -93,7 +100,7 @@ impl Launch<'_> {
     /// Becomes the program. Returns only when that fails.
     pub fn replace_us(&self) -> io::Error {
         match SigSet::thread_get_mask() {
-            Ok(mask) => self.command(mask).exec(),
+            Ok(mask) => self.command(mask, None).exec(),
             Err(e) => e.into(),
         }
     }
@@ -103,7 +110,7 @@ impl Launch<'_> {
     /// # Errors
     /// What `execve` said.
     pub fn start(&self, signals: Signals) -> io::Result<Child> {
-        let child = self.command(signals.inherited).spawn()?;
+        let child = self.command(signals.inherited, None).spawn()?;
         Ok(Child {
             pid: Pid::from_raw(child.id().cast_signed()),
             signals,
@@ -158,9 +165,24 @@ impl Signals {
         Ok(Signals { fd, inherited })
     }
 
+    /// The mask that the program gets.
+    pub fn inherited(&self) -> SigSet {
+        self.inherited
+    }
+
+    /// Readable when a signal has come.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The next signal, if one has come.
+    pub fn read(&self) -> Option<siginfo> {
+        self.fd.read_signal().ok().flatten()
+    }
+
     /// A signal that has come so far and would have ended us: there is no program yet that could take it.
     pub fn fatal(&self) -> Option<u8> {
-        while let Ok(Some(info)) = self.fd.read_signal() {
+        while let Some(info) = self.read() {
             let number = info.ssi_signo.cast_signed();
             if matches!(
                 Signal::try_from(number),
@@ -189,12 +211,12 @@ impl Child {
 
     /// Readable when [`Child::attend`] has something to do.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.signals.fd.as_fd()
+        self.signals.descriptor()
     }
 
     /// Forwards what has arrived; returns the status when the program has ended.
     pub fn attend(&mut self) -> Option<ExitStatus> {
-        while let Ok(Some(info)) = self.signals.fd.read_signal() {
+        while let Some(info) = self.signals.read() {
             self.pass_on(&info);
         }
         while let Some(status) = wait(self.pid) {
@@ -239,7 +261,7 @@ impl Child {
 }
 
 /// A change of the child's state, if there is one.
-fn wait(child: Pid) -> Option<ExitStatus> {
+pub fn wait(child: Pid) -> Option<ExitStatus> {
     // nix would turn the status of a program ended by a real-time signal into an error, and lose it.
     loop {
         let mut status = 0;

@@ -10,17 +10,23 @@ mod embed; // the libraries inside this executable, as files
 mod generate; // completions and man pages
 mod inspect; // `greenboost inspect`
 mod job; // the job's directory, ledger and control socket
+mod jobs; // the running jobs, from outside: `greenboost ps`
 mod json; // the record stream of `run --json`
 mod launch; // the child: start, signals, end
+mod link; // how busy the PCIe links are
 mod machine; // how much host memory there is
 mod plan; // flags + machine -> settings
+mod probe; // `greenboost probe`
 mod reach; // commands that lead out of greenboost's reach
 mod run; // `greenboost run`: inspect -> plan -> extract -> launch -> watch -> summary
+mod screen; // the program on a pseudo-terminal, and the table below it
 mod selftest; // `greenboost selftest`
 mod selftest_program; // the CUDA program that it runs
 mod size; // 20G, 80%
 mod summary; // what the ledger says, for people
+mod table; // the table, as lines
 mod target; // the program: where is it, what is it, where does it get CUDA from?
+mod top; // `greenboost top`
 mod voice; // lines on stderr
 
 use std::process::ExitCode;
@@ -41,6 +47,9 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Selftest(args) => selftest::selftest(&args),
+        Command::Top(args) => top::top(&args),
+        Command::Ps(args) => jobs::ps(&args),
+        Command::Probe(args) => probe::probe(&args),
         Command::Completions(args) => generate::completions(args.shell),
         Command::SelftestProgram { probe } => selftest_program::main(probe),
         Command::DoctorProgram => Ok(doctor::program()),

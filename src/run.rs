@@ -1,35 +1,32 @@
 //! `greenboost run`: inspect -> plan -> extract -> launch -> watch -> summary.
 
+mod watch;
+
 use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use greenboost_wire::JOB_ENV;
 use greenboost_wire::ledger::Settings;
-use greenboost_wire::{JOB_ENV, SWITCH_ENV};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
-use serde_json::json;
 
+use self::watch::{Program, Watch};
 use crate::announce::Announcer;
-use crate::cli::{RunArgs, Stats};
+use crate::cli::{JsonTarget, RunArgs, Stats};
 use crate::job::{self, Job};
 use crate::json::{self, Sink};
-use crate::launch::{self, Child, Launch, Signals};
+use crate::launch::{self, Launch, Signals};
+use crate::link::Links;
 use crate::machine::Machine;
 use crate::plan::{self, Plan};
-use crate::summary::Snapshot;
+use crate::screen::{Screen, Terminal};
+use crate::summary::{Means, Snapshot};
+use crate::table::{self, Style};
 use crate::target::{self, Target, Verdict};
-use crate::voice::{count, duration};
-use crate::{embed, reach, say};
-
-/// How often the ledger is looked at.
-const BEAT: Duration = Duration::from_secs(1);
-/// The first look after a process hung up; later ones come at a slower and slower pace, until it is the beat again.
-const SOON: Duration = Duration::from_millis(20);
-/// How often a line says what is held.
-const LINE_EVERY: Duration = Duration::from_secs(30);
+use crate::{embed, probe, reach, say};
 
 /// Runs the program; its exit status becomes ours.
 pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
@@ -59,6 +56,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     for note in &plan.notes {
         say(note);
     }
+    if let Some(warning) = probe::warning(&plan.settings, &[]) {
+        say(&warning);
+    }
     let sink = match &args.json {
         Some(target) => Sink::open(target)?,
         None => Sink::none(),
@@ -79,30 +79,66 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     if let Some(signal) = signals.fatal() {
         return Ok(128 + signal);
     }
+    let stats = args.stats.unwrap_or_default();
+    let terminal = for_table(stats, args.json.as_ref());
     let started = Instant::now();
     let clock = monotonic();
-    let child = match launch.start(signals) {
+    let child = match terminal {
+        Some(terminal) => {
+            Screen::start(&launch, signals, terminal).map(|s| Program::Below(s.into()))
+        }
+        None => launch.start(signals).map(Program::Direct),
+    };
+    let child = match child {
         Ok(child) => child,
         Err(error) => return Ok(cannot_start(program, &error)),
     };
+    job::share::raise_limit();
+    job.describe(&args.command, child.pid().as_raw());
     let mut watch = Watch {
-        announcer: Announcer::new(
-            args.stats.unwrap_or_default(),
-            args.verbose,
-            plan.settings.vram_limit,
-        ),
-        stats: args.stats.unwrap_or_default(),
+        announcer: Announcer::new(stats, args.verbose, plan.settings.vram_limit),
+        stats,
+        style: Style::of_environment(),
+        links: Links::default(),
+        means: Means::default(),
         sink,
         job,
         started,
         clock,
         last: Snapshot::default(),
+        last_line: Snapshot::default(),
     };
     let fields = json::start(&target, &args.command, child.pid().as_raw(), &plan.settings);
     watch.sink.write("start", 0.0, fields);
     let (status, snapshot) = watch.until_the_end(child);
     watch.summarise(&target, program, status, &snapshot);
     Ok(launch::exit_code(status))
+}
+
+/// The terminal for the table, if there is to be one.
+fn for_table(stats: Stats, json: Option<&JsonTarget>) -> Option<Terminal> {
+    // Whoever is at the other end of a pipe may want the keyboard (a pager), or writes to the terminal itself.
+    let is_piped = |fd: BorrowedFd| {
+        let kind = fstat(fd).map_or(0, |s| s.st_mode) & SFlag::S_IFMT.bits();
+        kind == SFlag::S_IFIFO.bits() || kind == SFlag::S_IFSOCK.bits()
+    };
+    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    let wanted = match stats {
+        // Records on stderr would be written across it.
+        _ if json == Some(&JsonTarget::Fd(2)) => false,
+        Stats::Table => true,
+        Stats::Auto => {
+            table::has_a_terminal() && !is_piped(stdin.as_fd()) && !is_piped(stdout.as_fd())
+        }
+        Stats::Lines | Stats::Off => false,
+    };
+    let terminal = wanted.then(Terminal::open).flatten();
+    if stats == Stats::Table && terminal.is_none() {
+        say(
+            "no table: stderr is not a terminal that has the keyboard, or has the records; lines instead",
+        );
+    }
+    terminal
 }
 
 const PRELOAD: &str = "LD_PRELOAD";
@@ -168,157 +204,8 @@ fn join(args: &RunArgs, path: &Path, dir: &Path, settings: &Settings) -> anyhow:
     Ok(cannot_start(&args.command[0], &error))
 }
 
-/// What is in motion while the program runs.
-struct Watch {
-    announcer: Announcer,
-    stats: Stats,
-    sink: Sink,
-    job: Job,
-    started: Instant,
-    /// `CLOCK_MONOTONIC` at the launch, nanoseconds: the clock of the records.
-    clock: u64,
-    last: Snapshot,
-}
-
-impl Watch {
-    /// Listens until the program has ended; returns its status and what was held then.
-    fn until_the_end(&mut self, mut child: Child) -> (ExitStatus, Snapshot) {
-        let mut next_line = LINE_EVERY;
-        let mut next_beat = BEAT;
-        let mut pace = BEAT;
-        loop {
-            let now = self.started.elapsed();
-            let timeout = next_beat.saturating_sub(now);
-            let mut fds: Vec<PollFd> = std::iter::once(child.descriptor())
-                .chain(self.job.descriptors())
-                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-                .collect();
-            // Rounded up: a timeout of 0.3 ms must not become a busy loop.
-            let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1));
-            let _ = poll(&mut fds, timeout.unwrap_or(PollTimeout::ZERO));
-            drop(fds);
-
-            if let Some(status) = child.attend() {
-                let held = Snapshot::take(&self.job.ledger);
-                self.listen();
-                return (status, held);
-            }
-            self.listen();
-            let now = self.started.elapsed();
-            // What a process held that has just ended must not wait for the beat. Ending takes it a moment after it hung up.
-            if std::mem::take(&mut self.job.hung_up) {
-                pace = SOON;
-                next_beat = next_beat.min(now + pace);
-            }
-            if now < next_beat {
-                continue;
-            }
-            pace = (pace * 3).min(BEAT);
-            next_beat = now + pace;
-            let snapshot = Snapshot::take(&self.job.ledger);
-            self.beat(&snapshot);
-            if now >= next_line {
-                next_line = now + LINE_EVERY;
-                if self.stats != Stats::Off && !snapshot.devices.is_empty() {
-                    say(&snapshot.line(now));
-                }
-            }
-            // What dead processes held is free again. Not what the program itself held when it ended: that is the
-            // summary's, so if it has ended between our two looks, the earlier one counts.
-            self.job.ledger.reap();
-            if let Some(status) = child.attend() {
-                self.listen();
-                return (status, snapshot);
-            }
-        }
-    }
-
-    /// Hears what the processes of the job have to say.
-    fn listen(&mut self) {
-        loop {
-            let records = self.job.read();
-            if records.is_empty() {
-                return;
-            }
-            for record in records {
-                let time = record.time.saturating_sub(self.clock) as f64 / 1e9;
-                self.sink.record(&record, time);
-                if let Some(sentence) = self.announcer.sentence(&record) {
-                    say(&sentence);
-                }
-            }
-        }
-    }
-
-    fn beat(&mut self, snapshot: &Snapshot) {
-        if self.sink.is_open() && *snapshot != self.last {
-            self.last = snapshot.clone();
-            let time = self.started.elapsed().as_secs_f64();
-            self.sink.write("snapshot", time, json::snapshot(snapshot));
-        }
-    }
-
-    fn summarise(
-        &mut self,
-        target: &Target,
-        program: &OsString,
-        status: ExitStatus,
-        snapshot: &Snapshot,
-    ) {
-        use std::os::unix::process::ExitStatusExt;
-        let time = self.started.elapsed();
-        let used_cuda = snapshot.cuda_processes > 0 || self.announcer.heard;
-        let mut fields = json::snapshot(snapshot);
-        fields["exit_code"] = json!(status.code());
-        fields["signal"] = json!(status.signal());
-        fields["used_cuda"] = json!(used_cuda);
-        self.sink.write("summary", time.as_secs_f64(), fields);
-        if self.job.strange > 0 {
-            say(&format!(
-                "{} of another version were not understood",
-                count(self.job.strange, "record", "records")
-            ));
-        }
-        if self.stats == Stats::Off {
-            return;
-        }
-        let end = match (status.code(), status.signal()) {
-            (Some(code), _) => format!("ended with status {code}"),
-            (_, Some(signal)) => format!("was ended by {}", signal_name(signal)),
-            _ => "ended".into(),
-        };
-        let beginning = format!("{} {end} after {}", program.display(), duration(time));
-        if used_cuda && snapshot.cuda_processes == 0 {
-            say(&format!("{beginning}; it used CUDA, but outside the job"));
-        } else if used_cuda {
-            let processes = count(snapshot.cuda_processes, "process", "processes");
-            say(&format!("{beginning}; {processes} used CUDA"));
-            if !snapshot.devices.is_empty() {
-                say(&snapshot.summary(&self.announcer.names));
-            }
-        } else if std::env::var_os(SWITCH_ENV).is_some_and(|v| v == "off") {
-            say(&format!(
-                "{beginning}; greenboost was off ({SWITCH_ENV}=off)"
-            ));
-        } else if target.verdict == Verdict::Works {
-            say(&format!(
-                "{beginning} and never used CUDA, although {}: it found no GPU, or the shim was never loaded",
-                target.reason
-            ));
-        } else {
-            say(&format!("{beginning} and never used CUDA"));
-        }
-    }
-}
-
-fn signal_name(number: i32) -> String {
-    match nix::sys::signal::Signal::try_from(number) {
-        Ok(signal) => signal.to_string(),
-        Err(_) => format!("signal {number}"),
-    }
-}
-
-fn monotonic() -> u64 {
+/// `CLOCK_MONOTONIC`, nanoseconds: the clock of the records.
+pub fn monotonic() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map(|t| Duration::from(t).as_nanos() as u64)
         .unwrap_or(0)

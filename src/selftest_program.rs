@@ -5,7 +5,7 @@
 
 mod block;
 mod checks;
-mod driver;
+pub mod driver;
 mod stream;
 mod traffic;
 

@@ -2,10 +2,38 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// What is said while something else has the terminal, until it takes that; `None`: it goes to stderr.
+static DIVERTED: Mutex<Option<String>> = Mutex::new(None);
+
+fn diversion() -> MutexGuard<'static, Option<String>> {
+    DIVERTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From here on what is said is kept for [`diverted`].
+pub fn divert() {
+    diversion().get_or_insert_default();
+}
+
+/// Takes what was said.
+pub fn diverted() -> String {
+    diversion().as_mut().map(std::mem::take).unwrap_or_default()
+}
+
+/// From here on what is said goes to stderr again; what nobody has taken does so first.
+pub fn undivert() {
+    if let Some(text) = diversion().take() {
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+}
 
 /// Says it. An stderr that is closed or full is not our concern.
 pub fn say(text: &str) {
+    if let Some(kept) = diversion().as_mut() {
+        return kept.push_str(&mark(text));
+    }
     // One write for all lines, so that the program's own output does not come between.
     let _ = std::io::stderr().write_all(mark(text).as_bytes());
 }

@@ -39,7 +39,12 @@ pub fn enter(real: impl FnOnce() -> c_int, handle: impl FnOnce() -> c_int) -> c_
         fault::strike(std::any::type_name_of_val(&handle));
         handle()
     })) {
-        Ok(result) => result,
+        Ok(result) => {
+            if result >= 200 {
+                process::device_error(result);
+            }
+            result
+        }
         Err(panic) => {
             let what = panic
                 .downcast_ref::<&str>()

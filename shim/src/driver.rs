@@ -4,12 +4,14 @@
 //! holds those that the shim only uses.
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 use greenboost_abi::*;
 
 pub use crate::hooks::MISSING;
 use crate::hooks::real;
+use crate::tier::map::Handle;
 
 /// A `CUresult` other than success.
 pub type Error = CUresult;
@@ -69,6 +71,7 @@ uses! {
     fn cuDeviceGetUuid(uuid: *mut CUuuid, device: CUdevice);
     fn cuDeviceGetUuid_v2(uuid: *mut CUuuid, device: CUdevice);
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: CUdevice_attribute, device: CUdevice);
+    fn cuDeviceCanAccessPeer(can: *mut c_int, device: CUdevice, peer: CUdevice);
     fn cuDevicePrimaryCtxGetState(device: CUdevice, flags: *mut c_uint, active: *mut c_int);
     fn cuCtxGetCurrent(context: *mut CUcontext);
     fn cuCtxFromGreenCtx(context: *mut CUcontext, green: CUgreenCtx);
@@ -78,12 +81,20 @@ uses! {
     fn cuCtxSynchronize();
     fn cuThreadExchangeStreamCaptureMode(mode: *mut c_int);
     fn cuCtxGetLimit(value: *mut usize, limit: c_int);
+    fn cuStreamIsCapturing(stream: CUstream, status: *mut c_int);
+    fn cuStreamGetCtx(stream: CUstream, context: *mut CUcontext);
+    fn cuEventCreate(event: *mut CUevent, flags: c_uint);
+    fn cuEventRecord(event: CUevent, stream: CUstream);
+    fn cuEventQuery(event: CUevent);
+    fn cuEventDestroy_v2(event: CUevent);
+    fn cuDeviceGetMemPool(pool: *mut CUmemoryPool, device: CUdevice);
+    fn cuDeviceGetDefaultMemPool(pool: *mut CUmemoryPool, device: CUdevice);
     fn cuMemHostGetDevicePointer_v2(out: *mut CUdeviceptr, address: *mut c_void, flags: c_uint);
     fn cuMemAddressReserve(address: *mut CUdeviceptr, size: usize, align: usize, wish: CUdeviceptr, flags: c_ulonglong);
     fn cuMemAddressFree(address: CUdeviceptr, size: usize);
+    fn cuStreamSynchronize(stream: CUstream);
+    fn cuStreamSynchronize_ptsz(stream: CUstream);
     fn cuMemSetAccess(address: CUdeviceptr, size: usize, access: *const CUmemAccessDesc, count: usize);
-    fn cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
-    fn cuMemcpyDtoDAsync_v2_ptsz(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
     fn cuMemsetD8Async(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream);
     fn cuMemsetD2D8Async(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream);
     fn cuMemsetD8Async_ptsz(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream);
@@ -96,17 +107,8 @@ uses! {
     fn cuMemsetD2D32Async(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream);
     fn cuMemsetD32Async_ptsz(to: CUdeviceptr, value: c_uint, count: usize, stream: CUstream);
     fn cuMemsetD2D32Async_ptsz(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream);
-    fn cuMemcpyAsync(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
-    fn cuMemcpyPeerAsync(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize, stream: CUstream);
-    fn cuMemcpy2DAsync_v2(copy: *const CUDA_MEMCPY2D, stream: CUstream);
-    fn cuMemcpy3DAsync_v2(copy: *const CUDA_MEMCPY3D, stream: CUstream);
-    fn cuMemcpy3DPeerAsync(copy: *const CUDA_MEMCPY3D, stream: CUstream);
-    fn cuMemcpyAsync_ptsz(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
-    fn cuMemcpyPeerAsync_ptsz(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize, stream: CUstream);
-    fn cuMemcpy2DAsync_v2_ptsz(copy: *const CUDA_MEMCPY2D, stream: CUstream);
-    fn cuMemcpy3DAsync_v2_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream);
-    fn cuMemcpy3DPeerAsync_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream);
     fn nvmlDeviceGetMigMode(device: nvmlDevice_t, current: *mut c_uint, pending: *mut c_uint);
+    fn cuDeviceGetGraphMemAttribute(device: CUdevice, attribute: CUgraphMem_attribute, value: *mut c_void);
     fn nvmlDeviceGetUUID(device: nvmlDevice_t, text: *mut c_char, length: c_uint);
 }
 
@@ -152,6 +154,30 @@ pub fn attribute(attribute: CUdevice_attribute, device: CUdevice) -> Result<c_in
     // SAFETY: writes one int.
     check(unsafe { raw::cuDeviceGetAttribute(&mut value, attribute, device) })?;
     Ok(value)
+}
+
+/// Bytes that the driver holds on a device for graphs, in use or not.
+pub fn graph_memory(device: CUdevice) -> Result<u64> {
+    let mut bytes = 0u64;
+    let attribute = CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT;
+    // SAFETY: writes one 64-bit number.
+    check(unsafe {
+        raw::cuDeviceGetGraphMemAttribute(device, attribute, (&raw mut bytes).cast())
+    })?;
+    Ok(bytes)
+}
+
+/// Gives back what the driver holds for graphs and no graph uses now.
+pub fn trim_graph_memory(device: CUdevice) -> Result<()> {
+    // SAFETY: no preconditions.
+    check(unsafe { real::cuDeviceGraphMemTrim(device) })
+}
+
+/// Whether a device can reach another one's memory.
+pub fn can_access(device: CUdevice, peer: CUdevice) -> bool {
+    let mut can = 0;
+    // SAFETY: writes one int.
+    check(unsafe { raw::cuDeviceCanAccessPeer(&mut can, device, peer) }).is_ok() && can != 0
 }
 
 /// Whether the device's primary context exists.
@@ -218,19 +244,16 @@ pub unsafe fn with_context<T>(context: CUcontext, f: impl FnOnce() -> T) -> Resu
 }
 
 /// Runs `f` with no context current: after the current one was destroyed, calls that need none may still refuse
-/// because of it.
-pub fn without_context<T>(f: impl FnOnce() -> T) -> T {
+/// because of it. What was current before is made so again by `back`.
+pub fn without_context<T>(f: impl FnOnce() -> T, back: impl FnOnce(CUcontext)) -> T {
     let mut context = std::ptr::null_mut();
-    // SAFETY: what is popped is pushed again. If it was destroyed it is a primary context, whose handle stays good: any
-    // other is taken off the stack by its destruction.
-    unsafe {
-        let popped = check(raw::cuCtxPopCurrent_v2(&mut context)).is_ok() && !context.is_null();
-        let result = f();
-        if popped {
-            raw::cuCtxPushCurrent_v2(context);
-        }
-        result
+    // SAFETY: writes one handle.
+    let popped = check(unsafe { raw::cuCtxPopCurrent_v2(&mut context) }).is_ok();
+    let result = f();
+    if popped && !context.is_null() {
+        back(context);
     }
+    result
 }
 
 /// A limit of the current context.
@@ -239,6 +262,78 @@ pub fn context_limit(limit: c_int) -> Result<u64> {
     // SAFETY: writes one size.
     check(unsafe { raw::cuCtxGetLimit(&mut value, limit) })?;
     Ok(value as u64)
+}
+
+/// Whether a stream captures, also when its capture has been invalidated.
+pub fn stream_captures(stream: Handle) -> Result<bool> {
+    let mut status = 0;
+    // SAFETY: the program's stream; writes one int.
+    check(unsafe { raw::cuStreamIsCapturing(stream.0 as CUstream, &mut status) })?;
+    Ok(status != 0)
+}
+
+/// The context of a stream that the program made.
+pub fn stream_context(stream: Handle) -> Result<Handle> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the program's stream; writes one handle.
+    check(unsafe { raw::cuStreamGetCtx(stream.0 as CUstream, &mut context) })?;
+    Ok(context.into())
+}
+
+/// A new event behind all that is on a stream. Its context must be current.
+pub fn event_behind(stream: Handle) -> Result<Handle> {
+    let mut event = std::ptr::null_mut();
+    // SAFETY: writes one handle.
+    check(unsafe { raw::cuEventCreate(&mut event, CU_EVENT_DISABLE_TIMING) })?;
+    // SAFETY: the event just made, and the program's stream.
+    let recorded = check(unsafe { raw::cuEventRecord(event, stream.0 as CUstream) });
+    if recorded.is_err() {
+        event_destroy(Handle(event as usize));
+    }
+    recorded.map(|()| Handle(event as usize))
+}
+
+/// Whether an event of [`event_behind`] has passed. Never waits.
+pub fn event_passed(event: Handle) -> bool {
+    // SAFETY: an event of the shim's that is not destroyed yet.
+    unsafe { raw::cuEventQuery(event.0 as CUevent) == CUDA_SUCCESS }
+}
+
+/// Destroys an event of [`event_behind`], passed or not.
+pub fn event_destroy(event: Handle) {
+    // SAFETY: an event of the shim's, that nobody uses any more.
+    unsafe { raw::cuEventDestroy_v2(event.0 as CUevent) };
+}
+
+/// The pool that `cuMemAllocAsync` takes from on a device.
+pub fn current_pool(device: CUdevice) -> Result<Handle> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: writes one handle.
+    check(unsafe { raw::cuDeviceGetMemPool(&mut pool, device) })?;
+    Ok(Handle(pool as usize))
+}
+
+/// The pool that a device begins with.
+pub fn default_pool(device: CUdevice) -> Result<Handle> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: writes one handle.
+    check(unsafe { raw::cuDeviceGetDefaultMemPool(&mut pool, device) })?;
+    Ok(Handle(pool as usize))
+}
+
+/// One of a pool's 64-bit numbers.
+pub fn pool_attribute(pool: Handle, attribute: CUmemPool_attribute) -> Result<u64> {
+    let mut value = 0u64;
+    let out = (&raw mut value).cast();
+    // SAFETY: a pool that is not destroyed; the attribute is 64 bits wide.
+    check(unsafe { real::cuMemPoolGetAttribute(pool.0 as CUmemoryPool, attribute, out) })?;
+    Ok(value)
+}
+
+/// Lets a pool give back all that no allocation uses.
+pub fn pool_trim(pool: Handle) -> Result<()> {
+    // SAFETY: a pool that is not destroyed.
+    check(unsafe { real::cuMemPoolTrimTo(pool.0 as CUmemoryPool, 0) })
 }
 
 /// Where physical memory is made.
@@ -257,13 +352,26 @@ pub enum Location {
 
 /// Makes physical memory; `size` is a multiple of 2 MiB (the granularity of both locations: measured).
 pub fn create(size: usize, location: Location) -> Result<CUmemGenericAllocationHandle> {
+    create_as(size, location, CU_MEM_HANDLE_TYPE_NONE)
+}
+
+/// The same, for memory that other processes may be given. It costs nothing more (measured).
+pub fn create_for_export(size: usize, location: Location) -> Result<CUmemGenericAllocationHandle> {
+    create_as(size, location, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+}
+
+fn create_as(
+    size: usize,
+    location: Location,
+    types: c_int,
+) -> Result<CUmemGenericAllocationHandle> {
     let (type_, id, rdma) = match location {
         Location::Device { device, rdma } => (CU_MEM_LOCATION_TYPE_DEVICE, device, rdma),
         Location::HostNuma(node) => (CU_MEM_LOCATION_TYPE_HOST_NUMA, node, false),
     };
     let prop = CUmemAllocationProp {
         type_: CU_MEM_ALLOCATION_TYPE_PINNED,
-        requestedHandleTypes: CU_MEM_HANDLE_TYPE_NONE,
+        requestedHandleTypes: types,
         location: CUmemLocation { type_, id },
         win32HandleMetaData: std::ptr::null_mut(),
         allocFlags: CUmemAllocFlags {
@@ -274,6 +382,38 @@ pub fn create(size: usize, location: Location) -> Result<CUmemGenericAllocationH
     let mut handle = 0;
     // SAFETY: writes one handle.
     check(unsafe { real::cuMemCreate(&mut handle, size, &prop, 0) })?;
+    Ok(handle)
+}
+
+/// A descriptor of memory that was made for export. It keeps the memory until it is closed.
+pub fn export(handle: CUmemGenericAllocationHandle) -> Result<OwnedFd> {
+    let mut fd: c_int = -1;
+    let kind = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    // SAFETY: writes one descriptor, which is the caller's.
+    unsafe {
+        let out = (&raw mut fd).cast();
+        check(real::cuMemExportToShareableHandle(out, handle, kind, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Memory by a descriptor that another process exported; a handle of its own. The descriptor may be closed then.
+pub fn import(descriptor: &OwnedFd) -> Result<CUmemGenericAllocationHandle> {
+    let mut handle = 0;
+    // The number itself is what the pointer says (documented), so number 0 is refused as a null pointer (measured).
+    let other = match descriptor.as_raw_fd() {
+        0 => Some(
+            descriptor
+                .try_clone()
+                .map_err(|_| CUDA_ERROR_INVALID_VALUE)?,
+        ),
+        _ => None,
+    };
+    let descriptor = other.as_ref().unwrap_or(descriptor);
+    let from = descriptor.as_raw_fd() as usize as *mut c_void;
+    let kind = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    // SAFETY: writes one handle.
+    check(unsafe { real::cuMemImportFromShareableHandle(&mut handle, from, kind) })?;
     Ok(handle)
 }
 
@@ -334,6 +474,31 @@ pub unsafe fn set_access(
     size: usize,
     devices: impl IntoIterator<Item = CUdevice>,
 ) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { set_rights(address, size, devices, CU_MEM_ACCESS_FLAGS_PROT_READWRITE) }
+}
+
+/// Takes that right from these devices.
+///
+/// # Safety
+/// As for [`set_access`]; and no work of theirs that could touch the range is in flight.
+pub unsafe fn take_access(
+    address: CUdeviceptr,
+    size: usize,
+    devices: impl IntoIterator<Item = CUdevice>,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { set_rights(address, size, devices, CU_MEM_ACCESS_FLAGS_PROT_NONE) }
+}
+
+/// # Safety
+/// As for [`take_access`].
+unsafe fn set_rights(
+    address: CUdeviceptr,
+    size: usize,
+    devices: impl IntoIterator<Item = CUdevice>,
+    flags: c_int,
+) -> Result<()> {
     let access: Vec<CUmemAccessDesc> = devices
         .into_iter()
         .map(|id| CUmemAccessDesc {
@@ -341,7 +506,7 @@ pub unsafe fn set_access(
                 type_: CU_MEM_LOCATION_TYPE_DEVICE,
                 id,
             },
-            flags: CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+            flags,
         })
         .collect();
     // SAFETY: the caller's promise; the driver reads `access.len()` descriptors.

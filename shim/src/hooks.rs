@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 use greenboost_abi::*;
 
 use crate::calls::{
-    array, capture, code, context, external, host, memory, order, pointer, pool, proc_address,
-    query, vmm,
+    array, capture, code, context, external, graph, host, ipc, memory, order, pointer, pool,
+    proc_address, query, sync, vmm,
 };
 use crate::{boundary, process};
 
@@ -159,6 +159,9 @@ hooks! {
     /// Opens the shim's ranges on the peer to this context's device.
     fn cuCtxEnablePeerAccess(peer: CUcontext, flags: c_uint) => context::enable_peer;
 
+    /// Closes the shim's ranges to this context's device again.
+    fn cuCtxDisablePeerAccess(peer: CUcontext) => context::disable_peer;
+
     // Memory
     /// Places the allocation: VRAM first, the rest in host RAM.
     fn cuMemAlloc_v2(out: *mut CUdeviceptr, bytes: usize) => memory::alloc;
@@ -214,21 +217,80 @@ hooks! {
     /// Says what the driver says of `cuMemAlloc` memory: there is no handle.
     fn cuMemRetainAllocationHandle(out: *mut CUmemGenericAllocationHandle, address: *mut c_void) => vmm::retain;
 
-    // Stream-ordered allocations: counted
-    /// Counted.
+    /// Refuses ranges of the shim.
+    fn cuMemSetAccess(address: CUdeviceptr, size: usize, access: *const CUmemAccessDesc, count: usize)
+        => vmm::set_access;
+    /// What is exported is never moved.
+    fn cuMemExportToShareableHandle(out: *mut c_void, handle: CUmemGenericAllocationHandle, kind: c_int, flags: c_ulonglong)
+        => vmm::export;
+    /// Counted where it was made.
+    fn cuMemImportFromShareableHandle(out: *mut CUmemGenericAllocationHandle, from: *mut c_void, kind: c_int)
+        => vmm::import;
+
+    // Out of the process's sight
+    /// Of ranges of the shim: the memory is left with the launcher, for processes of the job.
+    fn cuIpcGetMemHandle(out: *mut CUipcMemHandle, address: CUdeviceptr) => ipc::get;
+    /// Maps what another process of the job left with the launcher.
+    fn cuIpcOpenMemHandle(out: *mut CUdeviceptr, handle: CUipcMemHandle, flags: c_uint) => ipc::open_v1;
+    /// Maps what another process of the job left with the launcher.
+    fn cuIpcOpenMemHandle_v2(out: *mut CUdeviceptr, handle: CUipcMemHandle, flags: c_uint) => ipc::open_v2;
+    /// Waits for the device, then takes the mapping down.
+    fn cuIpcCloseMemHandle(address: CUdeviceptr) => ipc::close;
+    /// Keeps `SYNC_MEMOPS` for ranges of the shim.
+    fn cuPointerSetAttribute(value: *const c_void, attribute: CUpointer_attribute, address: CUdeviceptr)
+        => pointer::set_attribute;
+    /// What another device may reach is never moved.
+    fn cuMemGetHandleForAddressRange(out: *mut c_void, address: CUdeviceptr, size: usize, kind: c_int, flags: c_ulonglong)
+        => pointer::range_handle;
+
+    // Stream-ordered allocations: from the program's pool while VRAM has room, then from memory of the shim's
+    /// From the pool, or served on its behalf when VRAM has no room.
     fn cuMemAllocAsync(out: *mut CUdeviceptr, bytes: usize, stream: CUstream) => pool::alloc;
-    /// Counted.
+    /// From the pool, or served on its behalf when VRAM has no room.
     fn cuMemAllocAsync_ptsz(out: *mut CUdeviceptr, bytes: usize, stream: CUstream) => pool::alloc_ptsz;
-    /// Counted.
+    /// From the pool, or served on its behalf when VRAM has no room.
     fn cuMemAllocFromPoolAsync(out: *mut CUdeviceptr, bytes: usize, pool: CUmemoryPool, stream: CUstream)
         => pool::alloc_from;
-    /// Counted.
+    /// From the pool, or served on its behalf when VRAM has no room.
     fn cuMemAllocFromPoolAsync_ptsz(out: *mut CUdeviceptr, bytes: usize, pool: CUmemoryPool, stream: CUstream)
         => pool::alloc_from_ptsz;
-    /// Uncounted; a range of the shim is freed when the stream has come to it.
+    /// Memory of the shim is free for others when the stream has come to it.
     fn cuMemFreeAsync(address: CUdeviceptr, stream: CUstream) => pool::free;
-    /// Uncounted; a range of the shim is freed when the stream has come to it.
+    /// Memory of the shim is free for others when the stream has come to it.
     fn cuMemFreeAsync_ptsz(address: CUdeviceptr, stream: CUstream) => pool::free_ptsz;
+    /// Remembers whose memory it is, and whether it may leave the process.
+    fn cuMemPoolCreate(out: *mut CUmemoryPool, props: *const CUmemPoolProps) => pool::create;
+    /// Charged until its last allocation is freed.
+    fn cuMemPoolDestroy(pool: CUmemoryPool) => pool::destroy;
+    /// Charges what is left.
+    fn cuMemPoolTrimTo(pool: CUmemoryPool, keep: usize) => pool::trim;
+    /// Includes what the shim serves on the pool's behalf.
+    fn cuMemPoolGetAttribute(pool: CUmemoryPool, attribute: CUmemPool_attribute, value: *mut c_void)
+        => pool::get_attribute;
+    /// Resets the shim's high-water marks too.
+    fn cuMemPoolSetAttribute(pool: CUmemoryPool, attribute: CUmemPool_attribute, value: *mut c_void)
+        => pool::set_attribute;
+    /// Opens what the shim serves on the pool's behalf to the same devices.
+    fn cuMemPoolSetAccess(pool: CUmemoryPool, access: *const CUmemAccessDesc, count: usize) => pool::set_access;
+    /// Charged where it was made.
+    fn cuMemPoolImportFromShareableHandle(out: *mut CUmemoryPool, handle: *mut c_void, kind: c_int, flags: c_ulonglong)
+        => pool::import;
+    /// Remembers whose memory it is.
+    fn cuMemGetDefaultMemPool(out: *mut CUmemoryPool, location: *mut CUmemLocation, kind: c_int) => pool::default_at;
+    /// Remembers whose memory it is.
+    fn cuMemGetMemPool(out: *mut CUmemoryPool, location: *mut CUmemLocation, kind: c_int) => pool::current_at;
+
+    // Where the program waits, pools give memory back
+    /// Brings the charges of pools up to date.
+    fn cuStreamSynchronize(stream: CUstream) => sync::stream;
+    /// Brings the charges of pools up to date.
+    fn cuStreamSynchronize_ptsz(stream: CUstream) => sync::stream_ptsz;
+    /// Brings the charges of pools up to date.
+    fn cuEventSynchronize(event: CUevent) => sync::event;
+    /// Brings the charges of pools up to date.
+    fn cuCtxSynchronize() => sync::context;
+    /// Brings the charges of pools up to date.
+    fn cuCtxSynchronize_v2(context: CUcontext) => sync::context_v2;
 
     // Arrays: within the VRAM limit, never placed elsewhere
     /// Reserved first; out of memory beyond the limit.
@@ -318,6 +380,43 @@ hooks! {
     /// Closes a capture that the program gave up.
     fn cuStreamDestroy_v2(stream: CUstream) => capture::destroy_v2;
 
+    // Graphs: the memory that their nodes allocate is the driver's, counted when it can have changed
+    /// Counts what graphs hold.
+    fn cuGraphLaunch(exec: CUgraphExec, stream: CUstream) => graph::launch;
+    /// Counts what graphs hold.
+    fn cuGraphLaunch_ptsz(exec: CUgraphExec, stream: CUstream) => graph::launch_ptsz;
+    /// Counts what graphs hold.
+    fn cuGraphUpload(exec: CUgraphExec, stream: CUstream) => graph::upload;
+    /// Counts what graphs hold.
+    fn cuGraphUpload_ptsz(exec: CUgraphExec, stream: CUstream) => graph::upload_ptsz;
+    /// Counts what graphs hold.
+    fn cuGraphInstantiate(out: *mut CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, log: *mut c_char, size: usize)
+        => graph::instantiate_v1;
+    /// Counts what graphs hold.
+    fn cuGraphInstantiate_v2(out: *mut CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, log: *mut c_char, size: usize)
+        => graph::instantiate_v2;
+    /// Counts what graphs hold.
+    fn cuGraphInstantiateWithFlags(out: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong) => graph::instantiate_flags;
+    /// Counts what graphs hold.
+    fn cuGraphInstantiateWithParams(out: *mut CUgraphExec, graph: CUgraph, params: *mut c_void)
+        => graph::instantiate_params;
+    /// Counts what graphs hold.
+    fn cuGraphInstantiateWithParams_ptsz(out: *mut CUgraphExec, graph: CUgraph, params: *mut c_void)
+        => graph::instantiate_params_ptsz;
+    /// Counts what graphs hold.
+    fn cuGraphExecDestroy(exec: CUgraphExec) => graph::destroy_exec;
+    /// Counts what graphs hold.
+    fn cuDeviceGraphMemTrim(device: CUdevice) => graph::trim;
+    /// From the first allocation node on, what graphs hold is counted.
+    fn cuGraphAddMemAllocNode(out: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, params: *mut CUDA_MEM_ALLOC_NODE_PARAMS)
+        => graph::add_alloc;
+    /// From the first allocation node on, what graphs hold is counted.
+    fn cuGraphAddNode(out: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, params: *mut CUgraphNodeParams)
+        => graph::add_node;
+    /// From the first allocation node on, what graphs hold is counted.
+    fn cuGraphAddNode_v2(out: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, edges: *const c_void, count: usize, params: *mut CUgraphNodeParams)
+        => graph::add_node_v2;
+
     // Synchronous calls that must not wait for host-backed ranges where they would not for VRAM
     /// Issued in its asynchronous form when an operand is host-backed.
     fn cuMemcpyDtoD_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize) => order::copy;
@@ -379,4 +478,34 @@ hooks! {
     fn cuMemcpy3D_v2_ptds(copy: *const CUDA_MEMCPY3D) => order::copy3d_ptds;
     /// Issued in its asynchronous form when an operand is host-backed.
     fn cuMemcpy3DPeer_ptds(copy: *const CUDA_MEMCPY3D) => order::copy3d_peer_ptds;
+    /// Over when it returns, where the program has set `SYNC_MEMOPS`.
+    fn cuMemcpyHtoD_v2(to: CUdeviceptr, from: *const c_void, bytes: usize) => order::upload;
+    /// Over when it returns, where the program has set `SYNC_MEMOPS`.
+    fn cuMemcpyHtoD_v2_ptds(to: CUdeviceptr, from: *const c_void, bytes: usize) => order::upload_ptds;
+
+    // Copies that may reach from one device to another: a free waits for both from then on
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpyAsync(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) => order::later;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpyAsync_ptsz(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) => order::later_ptsz;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) => order::later_device;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpyDtoDAsync_v2_ptsz(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) => order::later_device_ptsz;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpyPeerAsync(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize, stream: CUstream) => order::later_peer;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpyPeerAsync_ptsz(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize, stream: CUstream) => order::later_peer_ptsz;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpy2DAsync_v2(copy: *const CUDA_MEMCPY2D, stream: CUstream) => order::later2d;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpy2DAsync_v2_ptsz(copy: *const CUDA_MEMCPY2D, stream: CUstream) => order::later2d_ptsz;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpy3DAsync_v2(copy: *const CUDA_MEMCPY3D, stream: CUstream) => order::later3d;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpy3DAsync_v2_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream) => order::later3d_ptsz;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpy3DPeerAsync(copy: *const CUDA_MEMCPY3D, stream: CUstream) => order::later3d_peer;
+    /// Noticed when it reaches from one device to another.
+    fn cuMemcpy3DPeerAsync_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream) => order::later3d_peer_ptsz;
 }

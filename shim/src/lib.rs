@@ -14,7 +14,8 @@
 //! - [`tier`]: allocations, chunks, budgets, mappings, draining;
 //! - [`driver`]: the real driver, `Result`-typed.
 //!
-//! [`process`] holds the life of the process (asleep until its `cuInit`), [`telemetry`] what the launcher hears.
+//! [`process`] holds the life of the process (asleep until its `cuInit`), [`telemetry`] what the launcher hears,
+//! [`share`] what it keeps for other processes.
 
 pub mod boundary;
 pub mod calls;
@@ -26,6 +27,7 @@ mod functions;
 pub mod hooks;
 pub mod mediation;
 pub mod process;
+pub mod share;
 pub mod symbols;
 pub mod telemetry;
 pub mod tier;

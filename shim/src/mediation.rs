@@ -205,12 +205,12 @@ mod tests {
             "cuIpcGetMemHandle",
             "cuPointerSetAttribute",
             "cuMemMapArrayAsync",
+            "cuMemGetHandleForAddressRange",
         ] {
             assert_eq!(class(name), Some(Class::Gated), "{name}");
         }
         for name in [
             "cuMemcpyDtoD",
-            "cuMemGetHandleForAddressRange",
             "cuMulticastBindAddr",
             "cuGraphicsMapResources",
             "cudbgGetAPI",

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, c_uint};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::*};
 use std::sync::{Mutex, OnceLock};
 
 use greenboost_abi::*;
@@ -82,11 +82,15 @@ pub fn ledger() -> Option<&'static Ledger> {
     })
 }
 
-/// The job's directory.
-fn directory() -> Option<PathBuf> {
-    std::env::var_os(JOB_ENV)
-        .map(PathBuf::from)
-        .filter(|p: &PathBuf| p.is_absolute())
+/// The job's directory, as the environment named it when it was first asked for: programs change theirs.
+pub fn directory() -> Option<&'static Path> {
+    static DIRECTORY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| {
+        std::env::var_os(JOB_ENV)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    });
+    directory.as_deref()
 }
 
 /// Replaces `CUresult cuInit(unsigned int flags)`.
@@ -172,6 +176,28 @@ pub fn wound(what: &str) {
         .is_ok()
     {
         telemetry::say(Kind::Wounded, None, [0; 3], what);
+    }
+}
+
+/// Tells the launcher, once, of an error after which the driver refuses all further work (cuda.h says which those are).
+/// It comes as the result of whatever call is made next, so the one that is seen here need not be its cause.
+pub fn device_error(code: CUresult) {
+    let name = match code {
+        214 => "uncorrectable ECC error",
+        CUDA_ERROR_ILLEGAL_ADDRESS => "illegal address",
+        702 => "launch timeout",
+        710 => "assertion failed",
+        714 => "hardware stack error",
+        715 => "illegal instruction",
+        716 => "misaligned address",
+        717 => "invalid address space",
+        718 => "invalid program counter",
+        CUDA_ERROR_LAUNCH_FAILED => "launch failed",
+        _ => return,
+    };
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if job().is_some() && !SAID.swap(true, AcqRel) {
+        telemetry::say(Kind::DeviceError, None, [code as u64, 0, 0], name);
     }
 }
 

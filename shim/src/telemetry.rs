@@ -7,8 +7,11 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::SeqCst;
 
 use greenboost_wire::record::{Kind, NO_DEVICE, Record};
+
+use crate::process;
 
 /// The descriptor is moved up here, out of the numbers that programs expect for their own files.
 const LOWEST: RawFd = 400;
@@ -45,12 +48,16 @@ pub fn say(kind: Kind, device: Option<usize>, [a, b, c]: [u64; 3], text: &str) {
     };
     // Another thread that is just sending holds the lock for microseconds: no send blocks.
     let mut channel = CHANNEL.lock().unwrap_or_else(|e| e.into_inner());
-    if let Some(channel) = channel.as_mut() {
-        channel.send(&record.encode());
+    let sent = channel
+        .as_mut()
+        .is_some_and(|channel| channel.send(&record.encode()));
+    if !sent && let Some(ledger) = process::ledger() {
+        ledger.records_lost.fetch_add(1, SeqCst);
     }
 }
 
-fn monotonic() -> u64 {
+/// `CLOCK_MONOTONIC`, nanoseconds.
+pub fn monotonic() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -69,21 +76,24 @@ fn identity(fd: RawFd) -> Option<(u64, u64)> {
 }
 
 impl Channel {
-    fn send(&mut self, datagram: &[u8]) {
+    /// Whether it was sent: a full or dead peer loses the record.
+    fn send(&mut self, datagram: &[u8]) -> bool {
         if self.socket.is_none_or(|(fd, id)| identity(fd) != Some(id)) {
             self.reopen();
         }
-        if let Some((fd, _)) = self.socket {
-            // SAFETY: reads `datagram.len()` bytes. A full or dead peer loses the record.
-            unsafe {
-                libc::send(
-                    fd,
-                    datagram.as_ptr().cast(),
-                    datagram.len(),
-                    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
-                )
-            };
-        }
+        let Some((fd, _)) = self.socket else {
+            return false;
+        };
+        // SAFETY: reads `datagram.len()` bytes.
+        let sent = unsafe {
+            libc::send(
+                fd,
+                datagram.as_ptr().cast(),
+                datagram.len(),
+                libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+            )
+        };
+        usize::try_from(sent) == Ok(datagram.len())
     }
 
     fn reopen(&mut self) {

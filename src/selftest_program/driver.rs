@@ -44,17 +44,18 @@ impl std::error::Error for Error {}
 /// What a call gives.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Functions of the driver with their types in cuda.h, as a table `Api` that `find` fills.
 macro_rules! api {
     ($($name:ident($($arg:ty),*);)*) => {
         #[allow(non_snake_case)]
         pub(super) struct Api {
-            $(pub(super) $name: unsafe extern "C" fn($($arg),*) -> CUresult,)*
+            $(pub(super) $name: unsafe extern "C" fn($($arg),*) -> ::greenboost_abi::CUresult,)*
         }
         impl Api {
-            fn find(library: &Library) -> std::result::Result<Api, libloading::Error> {
+            fn find(library: &::libloading::Library) -> std::result::Result<Api, ::libloading::Error> {
                 Ok(Api {
                     $(
-                        // SAFETY: the signature is the one in cuda.h; the library is never closed (see `Driver`).
+                        // SAFETY: the signature is the one in cuda.h; whoever uses the table never closes the library.
                         $name: *unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) }?,
                     )*
                 })
@@ -62,6 +63,7 @@ macro_rules! api {
         }
     };
 }
+pub(crate) use api;
 
 api! {
     cuInit(c_uint);
@@ -111,7 +113,7 @@ macro_rules! call {
         }
     }};
 }
-pub(super) use call;
+pub(crate) use call;
 
 /// The driver, with one device and its primary context.
 pub struct Driver {

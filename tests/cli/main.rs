@@ -11,6 +11,9 @@
 //! - static programs: `inspect::static_programs`,
 //!   `libraries::a_static_pie_has_a_dynamic_section_and_no_loader`;
 //! - musl: `inspect::foreign_machines_and_libraries`;
+//! - counters that tell of more than the link can carry: `a_figure_above_physics_is_none` in `src/link.rs`,
+//!   `screen::a_link_busier_than_it_can_be`;
+//! - silence: `screen::a_program_that_prints`, `schema::every_field_is_documented`;
 //! - world-writable directories: `extraction::into_the_cache_once`, and in `src/job.rs`.
 
 mod doctor;
@@ -18,13 +21,18 @@ mod environment;
 mod extraction;
 mod generated;
 mod inspect;
+mod jobs;
 mod json;
 mod libraries;
 mod nested;
+mod probe;
 mod reach;
+mod schema;
+mod screen;
 mod selftest;
 mod signals;
 mod status;
 mod sweep;
 mod terminal;
 mod transparent;
+mod tty;

@@ -28,7 +28,7 @@ fn simulated_passes_and_says_what_that_means() {
         said.contains("greenboost: first spill on GPU 0: "),
         "{said}"
     );
-    assert!(said.contains("greenboost: GPU 0 in host RAM "), "{said}");
+    assert!(said.contains("greenboost: GPU 0 RAM "), "{said}");
     for line in said.lines() {
         assert!(
             line.starts_with("greenboost: ") && line.len() <= 120,

@@ -110,8 +110,8 @@ fn bad_values_in_one_sentence() {
         ),
         (
             "--stats",
-            "table",
-            "'table' is not a choice: use one of auto, lines, off",
+            "tables",
+            "'tables' is not a choice: use one of auto, table, lines, off",
         ),
         (
             "--json",

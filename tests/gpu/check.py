@@ -30,8 +30,10 @@ Exit status: 0 when nothing failed, 1 when something did, 2 for a wrong argument
 """
 
 import argparse
+import ctypes
 import datetime
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -48,6 +50,7 @@ from pathlib import Path
 from check_python import PYTHONS
 from check_samples import SAMPLES, memcheck, sample, two_processes
 from check_stress import stress
+from check_view import live_accuracy, records_full
 from runner import (
     GIB, HERE, PROGRAMS, PYTHON, Fail, Run, Runner, Skip, gib, library, meminfo, size, spread, status, stop,
 )
@@ -432,6 +435,97 @@ def zero_copy_decode(r):
     return figures
 
 
+def disk_rates(r, folder, size):
+    """GB/s of reading a file with O_DIRECT, 1 MiB at a time: by dd, and from Python into huge pages, as the probe does it (a
+    disk may want many requests for what lies in small ones). Three times each."""
+    file = folder / "other.bin"
+    mib = size >> 20
+    by_dd, by_python = [], []
+    try:
+        source = ["if=/dev/urandom", "iflag=fullblock", "bs=1M", f"count={mib}"]
+        made = r.run("dd", ["dd", *source, f"of={file}", "oflag=direct", "conv=fsync"], 120)
+        if not made.ok:
+            raise Fail("dd cannot write with O_DIRECT there")
+        for _ in range(3):
+            run = r.run("dd", ["dd", f"if={file}", "of=/dev/null", "iflag=direct", "bs=1M", f"count={mib}"], 120, {"LC_ALL": "C"})
+            if not run.ok:
+                raise Fail("dd cannot read with O_DIRECT there")
+            by_dd.append(size / float(run.text.split(" copied, ")[1].split(" s,")[0]) / 1e9)
+            by_python.append(direct_rate(file, size))
+    finally:
+        file.unlink(missing_ok=True)
+    return by_dd, by_python
+
+
+def direct_rate(file, size):
+    piece, huge = 1 << 20, 2 << 20
+    # Shared memory, the default, would get small pages.
+    with mmap.mmap(-1, 4 * huge, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, len(area), 4096):
+            area[at] = 1
+        start = ctypes.c_char.from_buffer(area)
+        skip = -ctypes.addressof(start) % huge
+        del start
+        fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
+        try:
+            with memoryview(area) as whole, whole[skip : skip + piece] as buffer:
+                begin = time.perf_counter()
+                for at in range(0, size, piece):
+                    if os.preadv(fd, [buffer], at) != piece:
+                        raise Fail("a short read")
+                return size / (time.perf_counter() - begin) / 1e9
+        finally:
+            os.close(fd)
+
+
+def probe(r):
+    """What `greenboost probe` measures, against programs that know nothing of it."""
+    r.card()
+    program = r.program("link")
+    folder, size = r.scratch / "probe", 2 * GIB
+    folder.mkdir(exist_ok=True)
+    records = r.scratch / "probe.ndjson"
+    before = r.must(r.run("link, before", [program], 60))
+    dd, direct = disk_rates(r, folder, size)
+    run = r.run("probe", [r.greenboost, "probe", "--dir", folder, "--size", "2G", "--json", records], 150)
+    after = r.must(r.run("link, after", [program], 60))
+    quick = r.run("probe --quick", [r.greenboost, "probe", "--quick", "--dir", folder], 60)
+    r.write(run.text)
+    print("\n".join("    " + line for line in run.text.splitlines()))
+    if run.code != 0 or quick.code != 0:
+        raise Fail(f"probe: {status(run.code)}, --quick: {status(quick.code)}")
+    measured = {}
+    for record in map(json.loads, records.read_text().splitlines()):
+        if record["type"] == "figure" and not record["error"]:
+            measured[record["id"]] = record["value"] / 1e9
+    print(f"    {'':16} {'probe':>9} {'other':>9}  ratio")
+    bad, figures = [], {}
+    for name, limit in (("dma.h2d", 0.03), ("dma.d2h", 0.03), ("dma.both", 0.03), ("zero.read16", 0.03), ("zero.read4", 0.03),
+                        ("zero.quantised", 0.03), ("zero.write16", 0.03), ("vram.read", None)):
+        other = max(before[name]["best"], after[name]["best"])
+        ratio = measured.get(name, 0) / other
+        figures[name] = f"{ratio:.3f}"
+        print(f"    {name:16} {measured.get(name, 0):9.2f} {other:9.2f}  {ratio:.3f}")
+        if limit and abs(ratio - 1) > limit:
+            bad.append(name)
+    disk = measured.get("read.1m.1", 0)
+    of = lambda rates: f"{min(rates):.2f} to {max(rates):.2f}"
+    print(f"    {'disk, queue 1':16} {disk:9.2f} {of(direct)} (O_DIRECT from Python), {of(dd)} (dd)")
+    figures["disk"] = f"{disk:.2f} of {of(direct)} GB/s (dd {of(dd)})"
+    if not any(min(rates) * 0.95 <= disk <= max(rates) * 1.05 for rates in (direct, dd)):
+        bad.append("disk")
+    figures["seconds"] = f"{run.seconds:.0f} and {quick.seconds:.0f} quick"
+    if run.seconds > 60:
+        bad.append("time")
+    left = list(folder.iterdir())
+    if left:
+        bad.append(f"files left behind: {left}")
+    if bad:
+        raise Fail(f"not as measured otherwise: {', '.join(bad)}: {figures_text(figures)}")
+    return figures
+
+
 # Facts about the driver
 
 SECTIONS = ["span", "attrs", "range", "pitch", "capture", "whilecapturing", "context", "contextown", "errors", "nulls",
@@ -484,6 +578,9 @@ WHOLE = {
     "overhead_alloc": overhead_alloc,
     "overhead_decode": overhead_decode,
     "overhead_start": overhead_start,
+    "live_accuracy": live_accuracy,
+    "records_full": records_full,
+    "probe": probe,
 }
 GROUPS = {
     "memcheck": {"memcheck": memcheck},
@@ -532,6 +629,8 @@ def programs_of(names):
             wanted.add("facts")
         elif name == "overhead_alloc":
             wanted.add("alloctime")
+        elif name in ("live_accuracy", "records_full"):
+            wanted.add("held")
         elif name.startswith("bigfill") or name == "stream":
             wanted |= {"bigfill-static", "bigfill-shared"}
     return [n for n in PROGRAMS if n in wanted]

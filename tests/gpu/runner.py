@@ -21,7 +21,9 @@ PYTHON = os.environ.get("GREENBOOST_CHECK_PYTHON", "python3")
 PROGRAMS = {
     "bigfill-static": ("bigfill.cu", ["-cudart", "static"], ()),
     "bigfill-shared": ("bigfill.cu", ["-cudart", "shared"], ()),
+    "link": ("link.cu", ["-cudart", "static"], ()),
     "alloctime": ("alloctime.cu", ["-cudart", "static"], ()),
+    "held": ("held.cu", ["-cudart", "static"], ()),
     "facts": ("facts.cu", ["-cudart", "static"], ("-lcuda",)),
     "stress": ("stress.cu", ["-cudart", "static"], ("-lcuda",)),
     "pools": ("samples/pools.cu", ["-cudart", "static"], ()),

@@ -23,6 +23,13 @@ fn the_last_detach_takes_the_memory_along() {
     detached().vram(2).both();
 }
 
+#[test]
+fn the_context_below_is_gone_already() {
+    run("contexts", &["below"])
+        .misuses("which is no allocation")
+        .both();
+}
+
 /// No context is made current once its destruction has begun: the driver does not always survive that.
 #[test]
 fn contexts_come_and_go_beside_frees() {

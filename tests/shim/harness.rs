@@ -9,14 +9,16 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use greenboost_wire::ledger::{Mapped, Report, Settings, Tier, VramLimit};
 use greenboost_wire::record::{Kind, Record};
-use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE};
+use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE, SHARE_SOCKET};
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr};
 
 pub const MIB: u64 = 1 << 20;
@@ -121,10 +123,12 @@ fn compile(bench: &Bench) {
     let mut files: Vec<PathBuf> = fs::read_dir(&sources)
         .expect("tests/victims")
         .chain(fs::read_dir(sources.join("common")).expect("tests/victims/common"))
+        .chain(fs::read_dir(sources.join("random")).expect("tests/victims/random"))
         .map(|e| e.expect("directory entry").path())
         .filter(|p| p.extension().is_some_and(|e| e == "rs"))
         .collect();
-    files.push(abi.clone());
+    let abi_sources = fs::read_dir(root.join("shim/abi/src")).expect("shim/abi/src");
+    files.extend(abi_sources.map(|e| e.expect("directory entry").path()));
     files.sort();
     let mut hash = DefaultHasher::new();
     for file in &files {
@@ -232,8 +236,47 @@ pub fn hooked() -> Vec<String> {
     names
 }
 
+/// The launcher's part in memory that processes share, as the launcher does it.
+struct Share {
+    serves: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Share {
+    fn start(dir: &Path) -> Share {
+        let mut share = crate::share::Share::open(dir).expect("socket");
+        let serves = Arc::new(AtomicBool::new(true));
+        let on = serves.clone();
+        let thread = std::thread::spawn(move || {
+            while on.load(SeqCst) {
+                let mut fds: Vec<PollFd> = share
+                    .descriptors()
+                    .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                    .collect();
+                let _ = poll(&mut fds, PollTimeout::from(10u8));
+                drop(fds);
+                share.attend();
+            }
+        });
+        Share {
+            serves,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.serves.store(false, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// One job: what `greenboost run` would have prepared.
 pub struct Job {
+    share: Mutex<Option<Share>>,
     dir: tempfile::TempDir,
     pub ledger: &'static Mapped,
     control: Mutex<Option<OwnedFd>>,
@@ -254,6 +297,7 @@ impl Job {
         socket::bind(control.as_raw_fd(), &address).expect("bind");
         socket::listen(&control, Backlog::new(100).expect("backlog")).expect("listen");
         Job {
+            share: Mutex::new(Some(Share::start(dir.path()))),
             dir,
             ledger: Box::leak(Box::new(ledger)),
             control: Mutex::new(Some(control)),
@@ -264,6 +308,16 @@ impl Job {
     /// The launcher is gone: nobody listens any more.
     pub fn hang_up(&self) {
         *self.control.lock().unwrap() = None;
+        *self.share.lock().unwrap() = None;
+    }
+
+    /// The launcher is stopped: it takes connections, for the system does that, and never answers.
+    pub fn stop_answering(&self) {
+        *self.share.lock().unwrap() = None;
+        let path = self.dir.path().join(SHARE_SOCKET);
+        fs::remove_file(&path).expect("the socket");
+        let mute = crate::share::listen_in(&path).expect("socket");
+        Box::leak(Box::new(mute));
     }
 
     pub fn path(&self) -> &Path {
@@ -685,7 +739,15 @@ impl<'a> Running<'a> {
     }
 
     /// Waits for the end, and demands that it was as expected and that nothing bad is on record.
-    pub fn wait(mut self) -> Outcome {
+    pub fn wait(self) -> Outcome {
+        let run = self.run.clone();
+        let outcome = self.unjudged();
+        outcome.judge(&run);
+        outcome
+    }
+
+    /// Waits for the end, whatever it is.
+    pub fn unjudged(mut self) -> Outcome {
         self.stdin = None;
         let start = Instant::now();
         let status = loop {
@@ -705,16 +767,14 @@ impl<'a> Running<'a> {
             }
             std::thread::sleep(Duration::from_millis(1));
         };
-        let outcome = Outcome {
+        Outcome {
             stdout: self.text("out"),
             stderr: self.text("err"),
             report: fs::read_to_string(self.dir.join("report")).unwrap_or_default(),
             status,
             records: Vec::new(),
             spilled: 0,
-        };
-        outcome.judge(&self.run);
-        outcome
+        }
     }
 }
 

@@ -201,7 +201,7 @@ fn stages(what: &str, part: Option<Part>) -> Vec<(String, u64)> {
     let r = run("counted", &[what]).vram(64);
     let r = match what {
         // It frees twice, and tries the shim's ranges with the program's calls and the reverse.
-        "async" => r.misuses("free"),
+        "async" => r.misuses("free").env("FAKE_CUDA_POOL_GRANULE", "2m"),
         "vmm" => r.misuses("free").misuses("unmap"),
         "array" => r.misuses("destroy of array"),
         "managed" => r.misuses("which is no allocation"),
@@ -248,8 +248,14 @@ fn demand_stages_of(what: &str, part: Option<Part>, piece: u64) {
         };
         let expected = start + pieces * piece;
         // What the shim keeps for reuse is held too.
+        // That includes the range that was freed in stream order, at the end.
+        let kept = if what == "async" && stage == "end" {
+            6
+        } else {
+            4
+        };
         assert!(
-            (expected..=expected + slack).contains(held),
+            (expected..=expected + slack.max(kept * MIB)).contains(held),
             "{what}, {stage}: {held} bytes held, {expected} expected; {all:?}"
         );
     }

@@ -8,18 +8,27 @@
 mod contexts;
 mod drivers;
 mod exports;
+mod graph;
 mod harness;
 mod inject;
 mod interception;
+mod ipc;
 mod life;
 mod limits;
 mod mediation;
 mod memory;
 mod order;
 mod own_memory;
+mod peers;
 mod pinned;
 mod pitfalls;
+mod pool;
 mod processes;
 mod random;
+/// The launcher's own.
+#[path = "../../src/job/share.rs"]
+#[allow(dead_code)]
+mod share;
 mod threads;
+mod vmm;
 mod wounded;

@@ -32,7 +32,7 @@ fn programs_cannot_tell() {
 
 #[test]
 fn nothing_waits_that_would_not_on_vram() {
-    let r = old("random", &["7", "2", "3", "120", "40"])
+    let r = old("random", &["7", "0", "1", "2", "3", "120", "40"])
         .vram(8)
         .ram(512);
     let outcome = r.shimmed();
@@ -43,7 +43,7 @@ fn nothing_waits_that_would_not_on_vram() {
 fn random_programs() {
     for seed in 0..24u64 {
         let threads = 1 + seed % 4;
-        let args = [seed, threads, 3, 160 / threads, 80 / threads].map(|n| n.to_string());
+        let args = [seed, 0, 2, threads, 3, 160 / threads, 80 / threads].map(|n| n.to_string());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         old("random", &args).vram(2 + seed % 24).ram(512).shimmed();
     }

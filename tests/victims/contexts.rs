@@ -10,6 +10,7 @@ fn main() {
         "green" => green(),
         "green-memory" => green_memory(),
         "detach" => detach(),
+        "below" => below(),
         "come-and-go" => come_and_go(),
         other => panic!("{other}?"),
     }
@@ -120,6 +121,24 @@ fn detach() {
     for (name, p) in [("large", large), ("small", small)] {
         println!("{name}: {}", cuda.cuMemFree_v2(p));
     }
+    gpu.works(4, 14 << 20);
+}
+
+/// The context below on the stack is destroyed by another thread, then the one above it by this.
+fn below() {
+    let gpu = Gpu::open();
+    let cuda = &gpu.cuda;
+    let (mut lower, mut upper) = (std::ptr::null_mut(), std::ptr::null_mut());
+    ok(cuda.cuCtxCreate_v2(&mut lower, 0, 0));
+    ok(cuda.cuCtxCreate_v2(&mut upper, 0, 0));
+    let large = gpu.alloc(12 << 20);
+    let lower_address = lower as usize;
+    std::thread::scope(|s| {
+        s.spawn(move || ok(cuda.cuCtxDestroy_v2(lower_address as CUcontext)));
+    });
+    ok(cuda.cuCtxDestroy_v2(upper));
+    println!("free: {}", cuda.cuMemFree_v2(large));
+    gpu.enter();
     gpu.works(4, 14 << 20);
 }
 

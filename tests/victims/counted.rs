@@ -291,7 +291,7 @@ fn main() {
             let mut all = [std::ptr::null_mut(); 3];
             for memory in &mut all {
                 let mut fd = -1;
-                ok(cuda.cuMemExportToShareableHandle(&mut fd, handle, 1, 0));
+                ok(cuda.cuMemExportToShareableHandle((&raw mut fd).cast(), handle, 1, 0));
                 let desc = CUDA_EXTERNAL_MEMORY_HANDLE_DESC {
                     type_: CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
                     fd,

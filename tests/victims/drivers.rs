@@ -60,7 +60,7 @@ fn main() {
     let own_memory = match made {
         0 => {
             let mut fd = -1;
-            let exported = cuda.cuMemExportToShareableHandle(&mut fd, own, 1, 0);
+            let exported = cuda.cuMemExportToShareableHandle((&raw mut fd).cast(), own, 1, 0);
             ok(cuda.cuMemRelease(own));
             if exported == 0 { "in RAM, can be exported" } else { "in RAM" }
         }

@@ -174,10 +174,29 @@ fn all(gpu: &Gpu) {
     twice(|| cuda.cuStreamCreate(&mut stream, CU_STREAM_NON_BLOCKING));
     twice(|| cuda.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
     twice(|| cuda.cuMemFree_v2(held[2]));
+    // A node that allocates: its memory would come with a launch.
+    let mut node = 0;
+    let _ = cuda.cuMemAllocAsync(&mut node, 1 << 20, stream);
     end(|| cuda.cuStreamEndCapture(stream, &mut graph));
     if !graph.is_null() {
         twice(|| cuda.cuGraphDestroy(graph));
     }
+
+    // In stream order: a pool has no room to grow here, so the shim serves it. Freed memory is used again.
+    for round in 0..3u8 {
+        let mut p = 0;
+        // The budgets may be full.
+        if cuda.cuMemAllocAsync(&mut p, 3 << 20, stream) != 0 {
+            continue;
+        }
+        twice(|| cuda.cuMemsetD8Async(p, round + 7, 3 << 20, stream));
+        twice(|| cuda.cuStreamSynchronize(stream));
+        let mut is = vec![0u8; 3 << 20];
+        read(p, &mut is);
+        assert!(is.iter().all(|b| *b == round + 7), "bytes changed");
+        twice(|| cuda.cuMemFreeAsync(p, stream));
+    }
+    twice(|| cuda.cuStreamSynchronize(stream));
     twice(|| cuda.cuStreamDestroy_v2(stream));
 
     // A context of its own, with memory that ends with it.

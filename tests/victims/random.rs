@@ -1,9 +1,10 @@
 //! A random program: allocations, copies, memsets, kernels, graphs, host functions and frees on several threads and
 //! streams, compared byte for byte with a plain memory on the host.
 //!
-//! `random SEED THREADS STREAMS OPERATIONS MIB [pool] [peer]`: each thread holds at most MIB. An out-of-memory is an
-//! answer; the thread goes on with less. The first operations of a longer run are those of a shorter one. With `pool`
-//! some allocations are stream-ordered, with `peer` some are on a second device.
+//! `random SEED FROM TO THREADS STREAMS OPERATIONS MIB [pool] [peer] [graph-memory]`: programs FROM to TO of this seed,
+//! one after another; each thread holds at most MIB. An out-of-memory is an answer; the thread goes on with less. The
+//! first operations of a longer run are those of a shorter one. With `pool` some allocations are stream-ordered, from
+//! the default pool and from one of the thread's own, with `peer` some are on a second device, with `graph-memory` graphs allocate too.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,26 +12,70 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use victim::gpu::{Gpu, Kernels};
 use victim::*;
 
+#[path = "random/graphs.rs"]
+mod graphs;
+
+use graphs::{Graph, Step};
+
 fn main() {
     let number = |n: usize| argument(n).parse::<u64>().expect("a number");
-    let (seed, threads, streams, operations, mib) =
-        (number(1), number(2), number(3), number(4), number(5));
-    let has = |word: &str| std::env::args().any(|a| a == word);
-    let pool = has("pool");
+    let (seed, programs) = (number(1), number(2)..number(3));
+    let shape = Shape {
+        threads: number(4),
+        streams: number(5),
+        operations: number(6),
+        mib: number(7),
+        pool: std::env::args().any(|a| a == "pool"),
+        graph_memory: std::env::args().any(|a| a == "graph-memory"),
+    };
     let gpu = Gpu::open();
     let kernels = Kernels::load(&gpu);
-    let far = has("peer").then(|| Gpu::on(Driver::reach(), 1));
-    let refused: u64 = std::thread::scope(|s| {
-        let workers: Vec<_> = (0..threads)
+    let peer = std::env::args().any(|a| a == "peer");
+    let far = peer.then(|| Gpu::on(Driver::reach(), 1));
+    gpu.enter();
+    let (mut refused, mut left) = (0, None);
+    for program in programs {
+        let seed = seed.wrapping_mul(0x1_0001).wrapping_add(program << 40);
+        refused += run(seed, &shape, &gpu, &kernels, far.as_ref());
+        // What a program has freed is free for the next one, all of it.
+        let free = all_free(&gpu, far.as_ref());
+        let before = left.get_or_insert_with(|| free.clone());
+        // One block of small allocations of each device may be there still.
+        let same = |(a, b): (&usize, &usize)| a.abs_diff(*b) <= GRAIN * free.len();
+        assert!(
+            free.iter().zip(&*before).all(same),
+            "free memory before and after program {program}: {before:?}, {free:?}"
+        );
+    }
+    println!("~ refused {refused}");
+    println!("right");
+}
+
+/// What the programs of a process have in common.
+struct Shape {
+    threads: u64,
+    streams: u64,
+    operations: u64,
+    mib: u64,
+    pool: bool,
+    graph_memory: bool,
+}
+
+/// Runs one program; how many of its allocations were refused.
+fn run(seed: u64, shape: &Shape, gpu: &Gpu, kernels: &Kernels, far: Option<&Gpu>) -> u64 {
+    std::thread::scope(|s| {
+        let workers: Vec<_> = (0..shape.threads)
             .map(|t| {
-                let (gpu, kernels, far) = (&gpu, &kernels, far.as_ref());
                 s.spawn(move || {
                     gpu.enter();
-                    let numbers = Numbers(seed.wrapping_mul(0x1_0001) + t * 7919 + 1);
-                    let mut w =
-                        Worker::new(gpu, kernels, t, numbers, streams, (mib << 20) as usize);
-                    (w.pool, w.far) = (pool, far);
-                    for operation in 0..operations {
+                    let numbers = Numbers(seed.wrapping_add(t * 7919 + 1));
+                    let most = (shape.mib as usize) << 20;
+                    let mut w = Worker::new(gpu, kernels, t, numbers, shape.streams, most);
+                    (w.pool, w.far, w.graph_memory) = (shape.pool, far, shape.graph_memory);
+                    if shape.pool {
+                        w.open_pool();
+                    }
+                    for operation in 0..shape.operations {
                         w.operation = operation;
                         w.step();
                     }
@@ -44,9 +89,22 @@ fn main() {
             refused += worker.join().unwrap_or_else(|_| std::process::exit(101));
         }
         refused
-    });
-    println!("~ refused {refused}");
-    println!("right");
+    })
+}
+
+/// Bytes that are free on both devices while nothing is allocated.
+fn all_free(gpu: &Gpu, far: Option<&Gpu>) -> Vec<usize> {
+    let mut free = Vec::new();
+    for gpu in [Some(gpu), far].into_iter().flatten() {
+        gpu.enter();
+        ok(gpu.cuda.cuCtxSynchronize());
+        ok(gpu.cuda.cuDeviceGraphMemTrim(gpu.device));
+        // What was freed in a capture may be waiting for the next call.
+        gpu.free(gpu.alloc(1000));
+        free.push(gpu.memory().0);
+    }
+    gpu.enter();
+    free
 }
 
 /// A stream, and what the thread keeps for it.
@@ -65,6 +123,9 @@ struct Lane {
 }
 
 const PINNED: usize = 2 << 20;
+
+/// Chunks are multiples of this.
+const GRAIN: usize = 2 << 20;
 
 /// Held by a thread that captures, and by one that synchronises the context.
 static CAPTURING: Mutex<()> = Mutex::new(());
@@ -101,62 +162,6 @@ extern "C" fn call(data: *mut c_void) {
     }
 }
 
-/// A host function in a graph: counts.
-extern "C" fn count(data: *mut c_void) {
-    // SAFETY: the graph's own counter.
-    unsafe { (*data.cast::<AtomicU64>()).fetch_add(1, SeqCst) };
-}
-
-/// A graph that was captured, and what a launch of it does.
-struct Graph {
-    exec: CUgraphExec,
-    steps: Vec<Step>,
-    launches: u64,
-    counted: Box<AtomicU64>,
-    /// Host functions in it.
-    counts: u64,
-    /// Pinned memory that its copies read at each launch.
-    source: *mut u8,
-}
-
-const SOURCE: usize = 256 << 10;
-
-/// One operation of a graph. Parts name buffers by their address here: others come and go meanwhile.
-enum Step {
-    Set(Place, u32),
-    Fill(Place, u64),
-    Add(Place, u64),
-    Axpy(Place, Place, u64),
-    Copy(Place, Place),
-    /// From so far into the pinned memory.
-    Load(Place, usize),
-    Count,
-}
-
-/// A part of the buffer at an address.
-#[derive(Clone, Copy)]
-struct Place {
-    base: CUdeviceptr,
-    start: usize,
-    len: usize,
-}
-
-impl Place {
-    fn at(self) -> CUdeviceptr {
-        self.base + self.start as u64
-    }
-}
-
-impl Step {
-    fn places(&self) -> Vec<Place> {
-        match *self {
-            Step::Set(p, _) | Step::Fill(p, _) | Step::Add(p, _) | Step::Load(p, _) => vec![p],
-            Step::Axpy(a, b, _) | Step::Copy(a, b) => vec![a, b],
-            Step::Count => vec![],
-        }
-    }
-}
-
 /// An allocation on the second device.
 struct Far {
     at: CUdeviceptr,
@@ -176,6 +181,10 @@ struct Worker<'a> {
     buffers: Vec<Buffer>,
     graphs: Vec<Graph>,
     pool: bool,
+    /// A pool of the thread's own; null without `pool`.
+    own: CUmemoryPool,
+    /// Graphs allocate.
+    graph_memory: bool,
     far: Option<&'a Gpu>,
     fars: Vec<Far>,
     refused: u64,
@@ -240,6 +249,8 @@ impl<'a> Worker<'a> {
             buffers: Vec::new(),
             graphs: Vec::new(),
             pool: false,
+            own: std::ptr::null_mut(),
+            graph_memory: false,
             far: None,
             fars: Vec::new(),
             refused: 0,
@@ -271,9 +282,28 @@ impl<'a> Worker<'a> {
         if units == 0 {
             return None;
         }
-        let start = self.below(units);
-        let len = 1 + self.below((units - start).min(most / unit).max(1));
-        let len = len.min(units - start);
+        let most = (most / unit).max(1);
+        let seam = GRAIN / unit;
+        let (start, len) = match self.below(8) {
+            // Over a seam between chunks, or up to it, or from it on.
+            0..=2 if units > seam => {
+                let at = seam * (1 + self.below((units - 1) / seam));
+                let start = at - self.below(at.min(2000));
+                (start, 1 + self.below(4000))
+            }
+            // The end.
+            3 => {
+                let len = 1 + self.below(units.min(most).min(4000));
+                (units - len, len)
+            }
+            // Anything, seldom.
+            4 => {
+                let start = self.below(units);
+                (start, 1 + self.below(units - start))
+            }
+            _ => (self.below(units), 1 + self.below(20_000)),
+        };
+        let len = len.min(units - start).min(most);
         Some(Part {
             buffer,
             start: start * unit,
@@ -380,21 +410,33 @@ impl<'a> Worker<'a> {
     }
 
     fn allocate(&mut self) {
+        // Large ones where there is room for several.
+        let large = if self.most > 24 << 20 {
+            8 << 20
+        } else {
+            3 << 20
+        };
         let len = match self.below(10) {
             0..=1 => 1 + self.below(64 << 10),
-            2..=3 => 1 + self.below(2 << 20),
-            4 => (2 << 20) * (1 + self.below(3)),
-            _ => (2 << 20) + self.below(8 << 20),
+            2 => 1 + self.below(GRAIN),
+            3 => GRAIN * (1 + self.below(2)) - 1 + self.below(3),
+            4 => GRAIN * (1 + self.below(3)),
+            _ => GRAIN + self.below(large),
         };
         if self.held + len > self.most {
             return self.free();
         }
         let lane = self.lane();
-        let pooled = self.pool && len < 1 << 20 && self.below(2) == 0;
+        let pooled = self.pool && self.below(2) == 0;
         let made = if pooled {
             let mut at = 0;
-            let stream = self.lanes[lane].stream;
-            match self.gpu.cuda.cuMemAllocAsync(&mut at, len, stream) {
+            let (cuda, stream) = (&self.gpu.cuda, self.lanes[lane].stream);
+            let code = if self.numbers.below(2) == 0 {
+                cuda.cuMemAllocAsync(&mut at, len, stream)
+            } else {
+                cuda.cuMemAllocFromPoolAsync(&mut at, len, self.own, stream)
+            };
+            match code {
                 CUDA_SUCCESS => Ok(at),
                 e => Err(e),
             }
@@ -484,7 +526,14 @@ impl<'a> Worker<'a> {
 
     /// Frees a buffer; work on it may be queued.
     fn release(&mut self, buffer: Buffer) {
-        if !buffer.pooled {
+        // The one call frees what the other allocated; of a pool's memory all use must be over then.
+        let plainly = self.below(6) == 0;
+        if plainly && buffer.pooled {
+            for lane in 0..self.lanes.len() {
+                self.settle(lane);
+            }
+        }
+        if plainly || !buffer.pooled && (!self.pool || self.below(2) == 0) {
             return self.gpu.free(buffer.at);
         }
         let lane = self.lane();
@@ -493,6 +542,24 @@ impl<'a> Worker<'a> {
             .gpu
             .cuda
             .cuMemFreeAsync(buffer.at, self.lanes[lane].stream));
+    }
+
+    /// A pool of the thread's own, that keeps what is freed or not.
+    fn open_pool(&mut self) {
+        self.own = self.gpu.pool();
+        let keep = [0, 8 << 20, u64::MAX][self.below(3)];
+        let attribute = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let cuda = &self.gpu.cuda;
+        ok(cuda.cuMemPoolSetAttribute(self.own, attribute, &keep));
+    }
+
+    /// All of the pool's memory was freed, and the frees are done.
+    fn close_pool(&self) {
+        let cuda = &self.gpu.cuda;
+        ok(cuda.cuMemPoolTrimTo(self.own, 0));
+        let reserved = CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+        assert_eq!(self.gpu.pool_number(self.own, reserved), 0);
+        ok(cuda.cuMemPoolDestroy(self.own));
     }
 
     fn write(&mut self) {
@@ -797,254 +864,6 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// A place in a random buffer, for a graph.
-    fn place(&mut self, most: usize) -> Option<Place> {
-        let p = self.part(most, 8)?;
-        Some(Place {
-            base: self.buffers[p.buffer].at,
-            start: p.start,
-            len: p.len,
-        })
-    }
-
-    /// Two places of the same length that do not overlap.
-    fn places(&mut self, most: usize) -> Option<(Place, Place)> {
-        let (a, b) = self.two(most, 8)?;
-        let place = |p: Part| Place {
-            base: self.buffers[p.buffer].at,
-            start: p.start,
-            len: p.len,
-        };
-        Some((place(a), place(b)))
-    }
-
-    fn random_step(&mut self) -> Option<Step> {
-        let value = self.numbers.draw();
-        let most = 2 << 20;
-        Some(match self.below(7) {
-            0 => Step::Set(self.place(most)?, value as u32),
-            1 => Step::Fill(self.place(most)?, value),
-            2 => Step::Add(self.place(most)?, value),
-            3 => {
-                let (to, from) = self.places(most)?;
-                Step::Axpy(to, from, value)
-            }
-            4 => {
-                let (to, from) = self.places(most)?;
-                Step::Copy(to, from)
-            }
-            5 => {
-                let to = self.place(SOURCE / 2)?;
-                Step::Load(to, self.below(SOURCE / 2))
-            }
-            _ => Step::Count,
-        })
-    }
-
-    /// Puts a step on a stream.
-    fn enqueue(&self, step: &Step, graph: &Graph, stream: CUstream) {
-        let (cuda, gpu, k) = (&self.gpu.cuda, self.gpu, self.kernels);
-        let words = |p: &Place| p.len as u64 / 8;
-        match step {
-            Step::Set(p, v) => ok(cuda.cuMemsetD32Async(p.at(), *v, p.len / 4, stream)),
-            Step::Fill(p, v) => k.fill(gpu, stream, p.at(), words(p), *v),
-            Step::Add(p, v) => k.add(gpu, stream, p.at(), words(p), *v),
-            Step::Axpy(to, from, v) => k.axpy(gpu, stream, to.at(), from.at(), words(to), *v),
-            Step::Copy(to, from) => {
-                ok(cuda.cuMemcpyDtoDAsync_v2(to.at(), from.at(), to.len, stream))
-            }
-            Step::Load(to, offset) => {
-                // SAFETY: within the graph's pinned memory.
-                let from = unsafe { graph.source.add(*offset) };
-                ok(cuda.cuMemcpyHtoDAsync_v2(to.at(), from.cast(), to.len, stream));
-            }
-            Step::Count => {
-                let counter = std::ptr::from_ref(&*graph.counted).cast_mut().cast();
-                ok(cuda.cuLaunchHostFunc(stream, count, counter));
-            }
-        }
-    }
-
-    fn part_of(&self, p: Place) -> Part {
-        let buffer = self.buffers.iter().position(|b| b.at == p.base);
-        Part {
-            buffer: buffer.expect("graphs go with their buffers"),
-            start: p.start,
-            len: p.len,
-        }
-    }
-
-    /// What a step does, done to the model.
-    fn imitate(&mut self, step: &Step, source: &[u8]) {
-        match *step {
-            Step::Set(p, v) => {
-                let p = self.part_of(p);
-                self.fill(p, 4, v);
-            }
-            Step::Fill(p, v) => {
-                let p = self.part_of(p);
-                change(self.model(p), |_, i| Kernels::filled(v, i as u64));
-            }
-            Step::Add(p, v) => {
-                let p = self.part_of(p);
-                change(self.model(p), |word, _| word.wrapping_add(v));
-            }
-            Step::Axpy(to, from, v) => {
-                let (to, from) = (self.part_of(to), self.part_of(from));
-                let other = self.model(from).to_vec();
-                change(self.model(to), |word, i| {
-                    word.wrapping_mul(v).wrapping_add(word_at(&other, i))
-                });
-            }
-            Step::Copy(to, from) => {
-                let (to, from) = (self.part_of(to), self.part_of(from));
-                self.moved(to, from);
-            }
-            Step::Load(to, offset) => {
-                let part = self.part_of(to);
-                self.model(part)
-                    .copy_from_slice(&source[offset..offset + to.len]);
-            }
-            Step::Count => {}
-        }
-    }
-
-    /// Some operations captured, over two streams at times, while memory comes and goes; launched several times.
-    fn graph(&mut self) {
-        // Not blocking streams: while one captures, nobody may use the null stream.
-        let free_ones: Vec<usize> = (1..self.lanes.len())
-            .filter(|l| !self.lanes[*l].blocking)
-            .collect();
-        if free_ones.is_empty() || self.graphs.len() > 2 {
-            return self.again();
-        }
-        let lane = free_ones[self.below(free_ones.len())];
-        let other = free_ones[self.below(free_ones.len())];
-        let count = 1 + self.below(8);
-        let steps: Vec<Step> = (0..count).filter_map(|_| self.random_step()).collect();
-        let (cuda, stream) = (&self.gpu.cuda, self.lanes[lane].stream);
-        let mut source = std::ptr::null_mut();
-        match cuda.cuMemHostAlloc(&mut source, SOURCE, 0) {
-            // The RAM limit holds it too.
-            CUDA_ERROR_OUT_OF_MEMORY => return self.again(),
-            code => ok(code),
-        }
-        let mut graph = Graph {
-            exec: std::ptr::null_mut(),
-            counts: steps.iter().filter(|s| matches!(s, Step::Count)).count() as u64,
-            steps,
-            launches: 0,
-            counted: Box::default(),
-            source: source.cast(),
-        };
-        let seed = self.numbers.draw();
-        Numbers(seed).fill(
-            // SAFETY: the graph's own memory, that nothing reads yet.
-            unsafe { std::slice::from_raw_parts_mut(graph.source, SOURCE) },
-        );
-        self.say(&format!("capture {} steps, lane {lane}", graph.steps.len()));
-        // What is in flight on the second stream has nothing to do with the capture.
-        let branch = (other != lane).then(|| self.below(graph.steps.len() + 1));
-        if branch.is_some() {
-            self.settle(other);
-        }
-        // Relaxed: the other threads allocate and free meanwhile. Only a context that captures is not synchronised.
-        let capturing = CAPTURING.lock().expect("no panic in a capture");
-        ok(cuda.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
-        let mut new = None;
-        for (i, step) in graph.steps.iter().enumerate() {
-            let aside = self.lanes[other].stream;
-            if branch == Some(i) {
-                self.join(aside, stream);
-                self.enqueue(step, &graph, aside);
-                self.join(stream, aside);
-            } else {
-                self.enqueue(step, &graph, stream);
-            }
-        }
-        // Memory comes and goes while the capture is open.
-        let spare = |b: &Buffer| {
-            let mut places = graph.steps.iter().flat_map(Step::places);
-            !b.pooled && !places.any(|p| p.base == b.at)
-        };
-        let idle = self.graphs.is_empty();
-        if let (true, Some(i)) = (idle, self.buffers.iter().position(spare)) {
-            let buffer = self.take_out(i);
-            self.say(&format!("free {:#x} in the capture", buffer.at));
-            let len = buffer.bytes.len();
-            self.gpu.free(buffer.at);
-            new = self.gpu.try_alloc(len).ok().map(|at| (at, len));
-        }
-        let mut made = std::ptr::null_mut();
-        ok(cuda.cuStreamEndCapture(stream, &mut made));
-        drop(capturing);
-        ok(cuda.cuGraphInstantiateWithFlags(&mut graph.exec, made, 0));
-        ok(cuda.cuGraphDestroy(made));
-        if let Some((at, len)) = new {
-            ok(cuda.cuMemsetD8Async(at, 0x3C, len, stream));
-            self.held += len;
-            self.buffers.push(Buffer {
-                at,
-                bytes: vec![0x3C; len],
-                last: lane,
-                pooled: false,
-            });
-        }
-        self.graphs.push(graph);
-        for _ in 0..1 + self.below(3) {
-            self.launch_graph(self.graphs.len() - 1, lane);
-        }
-    }
-
-    /// A graph of before, on any stream.
-    fn again(&mut self) {
-        if self.graphs.is_empty() {
-            return;
-        }
-        let (i, lane) = (self.below(self.graphs.len()), self.lane());
-        if self.below(4) == 0 {
-            // The last launch may be on any lane.
-            for lane in 0..self.lanes.len() {
-                self.settle(lane);
-            }
-            let graph = self.graphs.swap_remove(i);
-            return self.forget(graph);
-        }
-        self.launch_graph(i, lane);
-    }
-
-    fn launch_graph(&mut self, i: usize, lane: usize) {
-        let mut graph = self.graphs.swap_remove(i);
-        self.say(&format!("launch a graph, lane {lane}"));
-        for place in graph.steps.iter().flat_map(Step::places) {
-            let part = self.part_of(place);
-            self.follow(part.buffer, lane);
-        }
-        let stream = self.lanes[lane].stream;
-        ok(self.gpu.cuda.cuGraphLaunch(graph.exec, stream));
-        graph.launches += 1;
-        // SAFETY: nobody writes it any more.
-        let source = unsafe { std::slice::from_raw_parts(graph.source, SOURCE) };
-        for step in &graph.steps {
-            self.imitate(step, source);
-        }
-        self.graphs.push(graph);
-    }
-
-    /// Destroys a graph.
-    fn forget(&mut self, graph: Graph) {
-        for lane in 0..self.lanes.len() {
-            self.settle(lane);
-        }
-        assert_eq!(
-            graph.counted.load(SeqCst),
-            graph.counts * graph.launches,
-            "host functions of a graph"
-        );
-        ok(self.gpu.cuda.cuGraphExecDestroy(graph.exec));
-        ok(self.gpu.cuda.cuMemFreeHost(graph.source.cast()));
-    }
-
     /// A host function writes what a copy behind it brings to the device.
     fn host_function(&mut self) {
         let lane = self.lane();
@@ -1054,7 +873,11 @@ impl<'a> Worker<'a> {
         self.follow(p.buffer, lane);
         let offset = self.pinned(lane, p.len);
         let seed = self.numbers.draw();
-        self.say(&format!("host function {:#x} {} lane {lane}", self.at(p), p.len));
+        self.say(&format!(
+            "host function {:#x} {} lane {lane}",
+            self.at(p),
+            p.len
+        ));
         // SAFETY: within the lane's own memory.
         let to = unsafe { self.lanes[lane].pinned.add(offset) };
         let call_data = Box::new(Call {
@@ -1160,6 +983,14 @@ impl<'a> Worker<'a> {
         if self.numbers.below(3) == 0 {
             self.synchronise_context();
         }
+        if self.pool && self.numbers.below(3) == 0 {
+            let keep = self.below(16 << 20);
+            ok(self.gpu.cuda.cuMemPoolTrimTo(self.own, keep));
+        }
+        // Graphs may be in flight: what they use stays.
+        if self.graph_memory && self.below(3) == 0 {
+            ok(self.gpu.cuda.cuDeviceGraphMemTrim(0));
+        }
         let lane = self.lane();
         self.settle(lane);
     }
@@ -1215,6 +1046,9 @@ impl<'a> Worker<'a> {
         }
         for lane in 0..self.lanes.len() {
             self.settle(lane);
+        }
+        if self.pool {
+            self.close_pool();
         }
         for lane in &self.lanes {
             ok(self.gpu.cuda.cuMemFreeHost(lane.pinned.cast()));

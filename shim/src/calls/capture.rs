@@ -7,8 +7,11 @@ use std::sync::Mutex;
 
 use greenboost_abi::*;
 
+use crate::driver;
 use crate::hooks::real;
-use crate::tier::{drain, free};
+use crate::tier::map::Handle;
+use crate::tier::stream::Lane;
+use crate::tier::{drain, free, later};
 
 /// Streams with an open capture. The default streams stand for other streams in every thread, so they carry the thread.
 static OPEN: Mutex<Option<HashSet<(usize, u64)>>> = Mutex::new(None);
@@ -52,8 +55,13 @@ fn close(stream: CUstream) {
 
 fn end_with(stream: CUstream, end: impl FnOnce() -> CUresult) -> CUresult {
     let result = end();
-    // An invalidated capture has ended too. Only a call from the wrong thread leaves it open.
-    if result != CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD {
+    // An invalidated capture has ended too. A call from the wrong thread leaves it open, and so may another failure.
+    let is_open = match result {
+        CUDA_SUCCESS => false,
+        CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD => true,
+        _ => driver::stream_captures(Handle(stream as usize)) == Ok(true),
+    };
+    if !is_open {
         close(stream);
     }
     result
@@ -84,6 +92,9 @@ captures! {
 }
 
 fn destroy_with(stream: CUstream, destroy: impl FnOnce() -> CUresult) -> CUresult {
+    if let Some(lane) = Lane::of_made(stream) {
+        later::stream_ends(lane);
+    }
     let result = destroy();
     if result == CUDA_SUCCESS {
         close(stream);

@@ -8,7 +8,7 @@ use greenboost_abi::*;
 
 use crate::hooks::real;
 use crate::tier::map::{self, Handle};
-use crate::tier::{device, drain, free};
+use crate::tier::{device, drain, free, later};
 use crate::{driver, process};
 
 /// The primary context of each device that retained it.
@@ -95,6 +95,7 @@ pub unsafe fn green_destroy(green_context: CUgreenCtx) -> CUresult {
     let Some((_, context, device)) = known else {
         return destroy();
     };
+    later::context_ends(context);
     let result = drain::context_ends(context, destroy);
     if result == CUDA_SUCCESS {
         green().retain(|g| g.0 != handle);
@@ -132,6 +133,7 @@ pub unsafe fn detach(context: CUcontext) -> CUresult {
     // SAFETY: the program's own call.
     let detach = || unsafe { real::cuCtxDetach(context) };
     if let Some(device) = primary_of(context.into()) {
+        later::context_ends(context.into());
         return released(detach(), device);
     }
     if drain::context_detaches(context.into()) {
@@ -162,15 +164,27 @@ pub unsafe fn primary_retain(out: *mut CUcontext, device: CUdevice) -> CUresult 
     }
 }
 
+/// Makes current again what was: the one below on the thread's stack may have been destroyed by another thread.
+fn back(context: CUcontext) {
+    if primary_of(context.into()).is_some() {
+        // SAFETY: the handle of a primary context stays good (measured).
+        let _ = unsafe { driver::push(context) };
+    } else {
+        drain::make_current(context.into());
+    }
+}
+
 /// The driver has destroyed what this context held.
 fn emptied(context: Handle) {
     if let Some(job) = process::job() {
         // SAFETY: destroyed by the driver, which the caller saw succeed.
-        driver::without_context(|| unsafe { free::context_gone(job, context) });
+        let release = || unsafe { free::context_gone(job, context) };
+        driver::without_context(release, back);
     }
 }
 
 fn destroy_with(context: CUcontext, destroy: impl FnOnce() -> CUresult) -> CUresult {
+    later::context_ends(context.into());
     let result = drain::context_ends(context.into(), destroy);
     if result == CUDA_SUCCESS {
         emptied(context.into());
@@ -202,7 +216,7 @@ fn primary(device: CUdevice) -> Option<Handle> {
 }
 
 /// The device whose primary context this is.
-fn primary_of(context: Handle) -> Option<CUdevice> {
+pub fn primary_of(context: Handle) -> Option<CUdevice> {
     let primary = PRIMARY.lock().unwrap_or_else(PoisonError::into_inner);
     let mut all = primary.as_ref()?.iter();
     all.find(|(_, c)| **c == context).map(|(d, _)| *d)
@@ -238,6 +252,9 @@ macro_rules! primaries {
         /// # Safety
         /// As for the function it replaces.
         pub unsafe fn $ours(device: CUdevice) -> CUresult {
+            if let Some(context) = primary(device) {
+                later::context_ends(context);
+            }
             // SAFETY: the program's own call.
             $after(unsafe { real::$real(device) }, device)
         }
@@ -262,26 +279,22 @@ pub unsafe fn enable_peer(peer: CUcontext, flags: c_uint) -> CUresult {
     if result != CUDA_SUCCESS {
         return result;
     }
-    // SAFETY: the program's context, which the driver has just accepted.
-    let in_peer = unsafe { driver::with_context(peer, driver::current_device) };
-    let (Ok(user), Ok(Ok(owner))) = (driver::current_device(), in_peer) else {
+    let Some((owner, user)) = pair(peer) else {
         return result;
     };
-    let Some(job) = process::job() else {
-        return result;
-    };
-    // The peer may have nothing yet: it is tried out in its own context.
-    // SAFETY: as above.
-    let owner = unsafe { driver::with_context(peer, || device::get(job, owner)) };
-    let Ok(Ok(Some(owner))) = owner else {
-        return result;
-    };
+    let_in(owner, user);
+    result
+}
+
+/// Opens a device's ranges to another one, which can reach its memory.
+pub fn let_in(owner: &device::Device, user: CUdevice) {
     {
         let mut peers = owner.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if user == owner.ordinal || peers.contains(&user) {
-            return result;
-        }
+        let known = peers.contains(&user);
         peers.push(user);
+        if known {
+            return;
+        }
     }
     for (base, span) in map::ranges_of(owner.ordinal) {
         // SAFETY: a range that is mapped while it is in the map. One that is freed just now is refused: no harm.
@@ -290,6 +303,48 @@ pub unsafe fn enable_peer(peer: CUcontext, flags: c_uint) -> CUresult {
         {
             process::wound("a range could not be opened to a peer device");
         }
+    }
+}
+
+/// The peer's device, and the current context's, which reaches for the peer's memory. `None` if they are one.
+fn pair(peer: CUcontext) -> Option<(&'static device::Device, CUdevice)> {
+    let job = process::job()?;
+    let user = driver::current_device().ok()?;
+    // The peer may have nothing yet: it is tried out in its own context.
+    let owner = || device::get(job, driver::current_device()?);
+    // SAFETY: the program's context, which the driver has just accepted.
+    let owner = unsafe { driver::with_context(peer, owner) }.ok()?.ok()??;
+    (owner.ordinal != user).then_some((owner, user))
+}
+
+/// Replaces `CUresult cuCtxDisablePeerAccess(CUcontext peerContext)`: the peer's ranges are closed to the current
+/// context's device, once no other context of it has access and nothing is in flight that could use it. While that cannot
+/// be known they stay open, which harms nobody.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn disable_peer(peer: CUcontext) -> CUresult {
+    // SAFETY: the program's own call.
+    let result = unsafe { real::cuCtxDisablePeerAccess(peer) };
+    let Some((owner, user)) = pair(peer).filter(|_| result == CUDA_SUCCESS) else {
+        return result;
+    };
+    // With the user still among the peers: its work is waited for as well.
+    if drain::drain(owner, peer.into()) != drain::Drained::Idle {
+        return result;
+    }
+    {
+        let mut peers = owner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = peers.iter().position(|p| *p == user) {
+            peers.swap_remove(at);
+        }
+        if peers.contains(&user) {
+            return result;
+        }
+    }
+    for (base, span) in map::ranges_of(owner.ordinal) {
+        // SAFETY: drained; a range that is mapped while it is in the map. A refusal leaves it open.
+        let _ = unsafe { driver::take_access(base, span as usize, [user]) };
     }
     result
 }

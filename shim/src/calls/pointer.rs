@@ -1,12 +1,13 @@
 //! What a pointer is: spilled memory answers as device memory does (the driver says HOST for it: measured).
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 
 use greenboost_abi::*;
 
-use super::vmm;
+use super::{ipc, vmm};
 use crate::hooks::real;
 use crate::tier::map::{self, Place};
+use crate::tier::pools;
 use crate::{driver, process};
 
 /// What an address is to the program.
@@ -78,8 +79,13 @@ unsafe fn answer(
     // SAFETY: the type of each attribute is the one of its documentation; the caller's promise.
     unsafe {
         match attribute {
+            // Memory of a pool belongs to no context: the allocation has none, so this holds for it too.
             CU_POINTER_ATTRIBUTE_CONTEXT => {
                 out.cast::<CUcontext>().write(place.context.0 as CUcontext)
+            }
+            CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => {
+                let pool = pools::served_for(place.base).map_or(0, |pool| pool.0);
+                out.cast::<CUmemoryPool>().write(pool as CUmemoryPool);
             }
             CU_POINTER_ATTRIBUTE_MEMORY_TYPE => out.cast::<c_uint>().write(CU_MEMORYTYPE_DEVICE),
             CU_POINTER_ATTRIBUTE_DEVICE_POINTER => out.cast::<CUdeviceptr>().write(address),
@@ -99,9 +105,33 @@ unsafe fn answer(
                 out.cast::<usize>().write(size as usize);
             }
             // One number for the whole allocation, whatever chunks it has.
-            CU_POINTER_ATTRIBUTE_BUFFER_ID | CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID => {
+            CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID => {
                 return real::cuPointerGetAttribute(out, attribute, place.base);
             }
+            // Whoever wants to know when a buffer is another one keeps something by its address.
+            CU_POINTER_ATTRIBUTE_BUFFER_ID => {
+                map::tie(address, |ties| ties.fixed = true);
+                return real::cuPointerGetAttribute(out, attribute, place.base);
+            }
+            // Another device is to reach the memory: as on plain memory, synchronous operations wait from here on
+            // (measured).
+            CU_POINTER_ATTRIBUTE_P2P_TOKENS => {
+                let result = real::cuPointerGetAttribute(out, attribute, address);
+                if result == CUDA_SUCCESS {
+                    map::tie(address, |ties| {
+                        (ties.fixed, ties.synchronous) = (true, true)
+                    });
+                }
+                return result;
+            }
+            CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => {
+                out.cast::<c_uint>().write(place.ties.synchronous.into())
+            }
+            CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE => {
+                out.cast::<c_uint>().write(ipc::can_share(place).into())
+            }
+            // Chunks are made for export, but not for the program's own.
+            CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES => out.cast::<u64>().write(0),
             // Flags of the memory itself: what is true of this chunk.
             _ => return real::cuPointerGetAttribute(out, attribute, address),
         }
@@ -148,6 +178,55 @@ pub unsafe fn attribute(
             _ => real::cuPointerGetAttribute(out, attribute, address),
         }
     }
+}
+
+/// Replaces `CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr ptr)`:
+/// `SYNC_MEMOPS`, which the driver refuses for mapped memory (measured: 801), is kept here, see [`super::order`].
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn set_attribute(
+    value: *const c_void,
+    attribute: CUpointer_attribute,
+    address: CUdeviceptr,
+) -> CUresult {
+    // SAFETY: the program's own call; the value is an unsigned int, says the documentation of the attribute.
+    unsafe {
+        let ours = attribute == CU_POINTER_ATTRIBUTE_SYNC_MEMOPS
+            && !value.is_null()
+            && driver::current_context().is_ok_and(|c| !c.is_null())
+            && matches!(owner(address), Owner::Shim(_));
+        if !ours {
+            return real::cuPointerSetAttribute(value, attribute, address);
+        }
+        let on = value.cast::<c_uint>().read_unaligned() != 0;
+        map::tie(address, |ties| {
+            ties.synchronous = on;
+            ties.fixed |= on;
+        });
+        CUDA_SUCCESS
+    }
+}
+
+/// Replaces `CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr dptr, size_t size,
+/// CUmemRangeHandleType handleType, unsigned long long flags)`: what another device may reach by it stays where it is.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn range_handle(
+    out: *mut c_void,
+    address: CUdeviceptr,
+    size: usize,
+    kind: c_int,
+    flags: c_ulonglong,
+) -> CUresult {
+    // Before the call: there is no moment at which it could be moved and is known elsewhere.
+    if process::job().is_some() {
+        map::tie(address, |ties| ties.fixed = true);
+        vmm::fix(address);
+    }
+    // SAFETY: the program's own call.
+    unsafe { real::cuMemGetHandleForAddressRange(out, address, size, kind, flags) }
 }
 
 /// Replaces `CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data,

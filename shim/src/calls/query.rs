@@ -7,6 +7,7 @@ use greenboost_wire::ledger::{Ledger, Report, Tier, VramLimit};
 
 use crate::hooks::real;
 use crate::tier::device::{self, Host};
+use crate::tier::{graphs, later, pools, spare};
 use crate::{driver, process};
 
 /// What the program is told, bytes.
@@ -67,7 +68,15 @@ fn story(ledger: &Ledger, index: usize, free: u64) -> Story {
         free,
         vram_limit: entry.vram_limit(),
         vram_used: ledger.used(Tier::Vram, index),
-        spare: [Tier::Vram, Tier::Host].map(|t| mine.map_or(0, |d| d.spare.bytes(t))),
+        spare: [
+            mine.map_or(0, |d| {
+                d.spare.bytes(Tier::Vram) + later::bytes(d, Tier::Vram)
+            }),
+            spare::host()
+                + device::all()
+                    .map(|d| later::bytes(d, Tier::Host))
+                    .sum::<u64>(),
+        ],
         host: spills.then(|| (settings.ram_limit, ledger.used_host())),
         unlimited: settings.vram_limit == VramLimit::Free,
     };
@@ -86,6 +95,8 @@ pub unsafe fn mem_info(free: *mut usize, total: *mut usize) -> CUresult {
     }
     let told = process::job().and_then(|job| {
         let device = device::get(job, driver::current_device().ok()?).ok()??;
+        pools::sync(job, device);
+        graphs::count(job, device);
         let (physical_free, _) = driver::mem_info().ok()?;
         Some(story(job.place.ledger(), device.index, physical_free))
     });

@@ -11,8 +11,8 @@ use super::device::Device;
 use super::map::{self, Allocation, Backing, Counted, Handle};
 use super::pinned::Pinned;
 use super::range::{Parts, Range, Shortage, make_room};
-use super::{free, placement, small};
-use crate::process::Job;
+use super::{free, graphs, placement, pools, small, spare};
+use crate::process::{self, Job};
 use crate::{driver, telemetry};
 
 /// Allocates `bytes` on a device for a context; the address is the program's to keep.
@@ -38,18 +38,41 @@ pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driv
     };
     match made {
         Ok((base, host, backing)) => {
+            let range = match &backing {
+                Backing::Range(range) => Some((range.base, range.span)),
+                Backing::Pinned(_) | Backing::Piece => None,
+            };
             map::insert(Allocation {
                 base,
                 size: bytes,
                 device: device.ordinal,
                 context,
                 backing,
+                ties: map::Ties::default(),
             });
+            // Whoever is let in from here on finds it in the map.
+            let open = |(base, span)| {
+                // SAFETY: the program does not know the range yet, so it is mapped throughout.
+                unsafe { device.open_to_users(base, span) }.is_ok()
+            };
+            if !range.is_none_or(open) {
+                process::wound("a range could not be opened to a peer device");
+            }
             count(job, device, bytes, host);
             Ok(base)
         }
         Err(why) => Err(out_of_memory(job, device, bytes, why)),
     }
+}
+
+/// Memory for a stream-ordered allocation that its pool has no room for: its address, its bytes outside VRAM, what holds
+/// them. It is there at once.
+pub fn in_order(job: &Job, device: &Device, bytes: u64) -> Result<(u64, u64, Backing), Shortage> {
+    if bytes < GRAIN || !device.has_ranges() {
+        return spilled(job, device, bytes);
+    }
+    let range = range(job, device, bytes)?;
+    Ok((range.base, range.bytes(Tier::Host), Backing::Range(range)))
 }
 
 /// A whole allocation in host memory: its address, its bytes there, what holds them.
@@ -65,11 +88,11 @@ fn spilled(job: &Job, device: &Device, bytes: u64) -> Result<(u64, u64, Backing)
     Ok((pinned.base, span, Backing::Pinned(pinned)))
 }
 
-/// Counts an allocation of which `host` bytes are outside VRAM; the first of those is told to the launcher.
+/// Counts an allocation of which `host` bytes are outside VRAM (that it is live is counted where it is kept); the first of
+/// those is told to the launcher.
 pub fn count(job: &Job, device: &Device, bytes: u64, host: u64) {
-    let entry = device.entry(job);
-    entry.allocations.fetch_add(1, SeqCst);
     if host > 0 {
+        let entry = device.entry(job);
         entry.spilled_bytes.fetch_add(host, SeqCst);
         if entry.spills.fetch_add(1, SeqCst) == 0 {
             telemetry::say(Kind::FirstSpill, Some(device.index), [host, bytes, 0], "");
@@ -83,8 +106,12 @@ fn range(job: &Job, device: &Device, bytes: u64) -> Result<Range, Shortage> {
         .checked_next_multiple_of(GRAIN)
         .ok_or(Shortage::Budget)?;
     let ledger = job.place.ledger();
+    graphs::count(job, device);
     let mut share = vram_share(job, device, span);
-    if share < span && ledger.reap() > 0 {
+    if share < span && (graphs::trim(job, device) | (ledger.reap() > 0)) {
+        share = vram_share(job, device, span);
+    }
+    if share < span && pools::make_room(job, device, Tier::Vram) {
         share = vram_share(job, device, span);
     }
     if share < span {
@@ -93,9 +120,7 @@ fn range(job: &Job, device: &Device, bytes: u64) -> Result<Range, Shortage> {
         }
         // Making host memory takes long: what cannot end well is refused before it begins.
         let room = || {
-            let used = ledger
-                .used_host()
-                .saturating_sub(device.spare.bytes(Tier::Host));
+            let used = ledger.used_host().saturating_sub(spare::host());
             ledger.settings().ram_limit.saturating_sub(used)
         };
         let short = || span - share > room();
@@ -176,7 +201,7 @@ pub fn out_of_memory(job: &Job, device: &Device, bytes: u64, why: Shortage) -> C
     let entry = device.entry(job);
     entry.ooms.fetch_add(1, SeqCst);
     entry.oom_largest.fetch_max(bytes, SeqCst);
-    if SAID.fetch_add(1, Relaxed) >= 100 {
+    if SAID.fetch_add(1, Relaxed) >= 1000 {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     let reason = match why {

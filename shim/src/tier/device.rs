@@ -9,6 +9,7 @@ use greenboost_wire::ledger::{self, DeviceFacts, Ledger, Tier, VramLimit};
 use greenboost_wire::record::Kind;
 
 use super::chunk::GRAIN;
+use super::graphs::Graphs;
 use super::small::Slabs;
 use super::spare::Spare;
 use super::{pinned, placement};
@@ -26,11 +27,15 @@ pub struct Device {
     pub vram: Option<Location>,
     /// How host memory is made.
     pub host: Host,
+    /// Whether chunks can be given to other processes; all are made so then.
+    pub exportable: bool,
     /// Freed backing, kept for reuse.
     pub spare: Spare,
     /// Small allocations on the host.
     pub slabs: Slabs,
-    /// Devices that the program let access this one's memory.
+    /// Memory that the driver holds for graphs.
+    pub graphs: Graphs,
+    /// Devices that the program let access this one's memory, once for each pair of contexts.
     pub peers: Mutex<Vec<CUdevice>>,
 }
 
@@ -108,6 +113,7 @@ impl Device {
             _ if pinned::works() => Host::Pinned,
             _ => Host::Nowhere,
         };
+        let exportable = exportable(ordinal, vram, &host);
         let limit = ledger.device(index).vram_limit();
         let name = driver::device_name(ordinal).unwrap_or_default();
         let (backend, lack) = match &host {
@@ -136,8 +142,10 @@ impl Device {
             index,
             vram,
             host,
+            exportable,
             spare,
             slabs: Slabs::default(),
+            graphs: Graphs::default(),
             peers: Mutex::default(),
         }))
     }
@@ -165,11 +173,39 @@ impl Device {
         }
     }
 
+    /// Makes physical memory for a chunk.
+    pub fn make(&self, size: usize, location: Location) -> driver::Result<u64> {
+        match self.exportable {
+            true => driver::create_for_export(size, location),
+            false => driver::create(size, location),
+        }
+    }
+
     /// The devices that read and write this one's ranges.
     pub fn users(&self) -> Vec<CUdevice> {
         let mut users = vec![self.ordinal];
-        users.extend(self.peers.lock().unwrap_or_else(|e| e.into_inner()).iter());
+        for peer in self.peers.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            if !users.contains(peer) {
+                users.push(*peer);
+            }
+        }
         users
+    }
+
+    /// Opens a range to all users. One that was built while a peer was let in may have missed it.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// The range is mapped throughout.
+    pub unsafe fn open_to_users(&self, base: u64, span: u64) -> driver::Result<()> {
+        let users = self.users();
+        if users.len() == 1 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { driver::set_access(base, span as usize, users) }
     }
 }
 
@@ -184,6 +220,29 @@ fn device_location(device: CUdevice) -> Option<Location> {
         .map(|rdma| Location::Device { device, rdma })
         .into_iter()
         .find(|location| works(*location, device).unwrap_or(true))
+}
+
+/// Whether memory of every kind that ranges are made of can be exported, as seen by doing it.
+fn exportable(device: CUdevice, vram: Option<Location>, host: &Host) -> bool {
+    let promised = CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED;
+    if driver::attribute(promised, device).unwrap_or(0) == 0 {
+        return false;
+    }
+    let nodes = match host {
+        Host::Nodes(nodes) => &nodes[..],
+        Host::Pinned | Host::Nowhere => &[],
+    };
+    let tries = |location| match driver::create_for_export(GRAIN as usize, location) {
+        Ok(handle) => {
+            let exported = driver::export(handle).is_ok();
+            // SAFETY: a handle of our own, mapped nowhere.
+            let _ = unsafe { driver::release(handle) };
+            exported
+        }
+        // Out of memory right now says nothing about later: then the attribute counts.
+        Err(code) => code == CUDA_ERROR_OUT_OF_MEMORY,
+    };
+    vram.is_some_and(tries) && nodes.iter().all(|node| tries(Location::HostNuma(*node)))
 }
 
 /// The host nodes whose memory the device can map, nearest first (PITFALLS 23: some nodes fail; attributes lie).

@@ -1,16 +1,20 @@
 //! Draining: the proof that no work which could touch a range is in flight. And the captures that forbid it.
 //!
-//! All contexts that the program made on the device are synchronised, and all there are once peers have access: the
-//! program's own synchronisations are hints, not proofs.
+//! All contexts that the program made on the device are synchronised, and all there are once peers have access or one
+//! device has copied another one's memory: the program's own synchronisations are hints, not proofs.
 //!
 //! `cuCtxSynchronize` breaks a capture that is open when it is called; the [`gate`] keeps the two apart.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use greenboost_abi::*;
 
 use self::gate::Gate;
 use self::roll::Roll;
-use super::device::Device;
+use super::device::{self, Device};
 use super::map::Handle;
+use super::pools;
 use crate::driver;
 
 mod gate;
@@ -26,6 +30,22 @@ mod sync {
 
 static GATE: Gate = Gate::new();
 static CONTEXTS: Roll = Roll::new();
+
+/// Whether one device has ever been told to use another one's memory, beyond what enabled peers do.
+static CROSSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether there have been contexts on several devices.
+static SEVERAL: AtomicBool = AtomicBool::new(false);
+
+/// One device uses another one's memory: from here on, work of every device may touch any range.
+pub fn crosses() {
+    CROSSED.store(true, SeqCst);
+}
+
+/// Whether that has to be watched for: there are contexts on several devices.
+pub fn may_cross() -> bool {
+    SEVERAL.load(SeqCst)
+}
 
 /// A capture is about to begin.
 pub fn capture_opens() {
@@ -45,6 +65,14 @@ pub fn capturing() -> bool {
 /// Remembers a context of the program.
 pub fn context_made(context: CUcontext, device: CUdevice) {
     CONTEXTS.add(context as usize, device);
+    look_for_several(device);
+}
+
+/// After a context of this device was added.
+fn look_for_several(device: CUdevice) {
+    if CONTEXTS.of(None).len() != CONTEXTS.of(Some(device)).len() {
+        SEVERAL.store(true, SeqCst);
+    }
 }
 
 /// Remembers the context that is current on this thread, however it was made.
@@ -55,6 +83,7 @@ pub fn context_met(context: CUcontext, device: CUdevice) {
         if driver::current_device().is_err() {
             CONTEXTS.remove(context as usize);
         }
+        look_for_several(device);
     }
 }
 
@@ -83,6 +112,14 @@ pub fn context_detaches(context: Handle) -> bool {
     CONTEXTS.detach(context.0)
 }
 
+/// Makes a context of the roll current; one that is gone stays away.
+pub fn make_current(context: Handle) {
+    // SAFETY: the roll has it, so the program made it, and nobody destroys it while it is made current.
+    let _ = CONTEXTS.enter(context.0, || unsafe {
+        driver::push(context.0 as CUcontext)
+    });
+}
+
 /// Runs `f` in a context of the program's, if there is one.
 pub fn in_any_context<T>(f: impl FnOnce() -> T) -> Option<driver::Result<T>> {
     let context = CONTEXTS.of(None).first().copied()?;
@@ -98,6 +135,23 @@ fn inside<T>(context: usize, f: impl FnOnce() -> T) -> Option<driver::Result<T>>
         driver::pop();
         result
     }))
+}
+
+/// The device of a context of the program, if the shim knows it.
+pub fn device_of(context: Handle) -> Option<CUdevice> {
+    CONTEXTS.device(context.0)
+}
+
+/// Runs `f` in the context of a stream that the program has just named.
+pub fn in_context<T>(context: Handle, f: impl FnOnce() -> T) -> driver::Result<T> {
+    if driver::current_context().is_ok_and(|c| c as usize == context.0) {
+        return Ok(f());
+    }
+    if CONTEXTS.has(context.0) {
+        return inside(context.0, f).unwrap_or(Err(CUDA_ERROR_CONTEXT_IS_DESTROYED));
+    }
+    // SAFETY: the driver has just named it as the context of a stream that is in use.
+    unsafe { driver::with_context(context.0 as CUcontext, f) }
 }
 
 /// What a drain found.
@@ -117,8 +171,53 @@ pub fn drain(device: &Device, own: Handle) -> Drained {
         .unwrap_or(Drained::Capturing)
 }
 
+/// Whether a helper drains the device in time. It goes on when it does not, alone, and harms nobody: a synchronise that
+/// waits already leaves a capture alone that begins meanwhile (measured).
+pub fn within(ordinal: CUdevice, patience: Duration) -> bool {
+    static BUSY: AtomicBool = AtomicBool::new(false);
+    let current: Handle = driver::current_context()
+        .unwrap_or(std::ptr::null_mut())
+        .into();
+    let deadline = Instant::now() + patience;
+    // One helper at a time; the last one may still be waiting for work that is long over for this thread.
+    while BUSY.swap(true, SeqCst) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let helper = without_signals(|| {
+        std::thread::Builder::new().spawn(move || {
+            let known = device::known(ordinal);
+            let idle = known.is_some_and(|d| drain(d, current) == Drained::Idle);
+            BUSY.store(false, SeqCst);
+            let _ = tell.send(idle);
+        })
+    });
+    if helper.is_err() {
+        BUSY.store(false, SeqCst);
+        return false;
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    told.recv_timeout(left).unwrap_or(false)
+}
+
+/// Signals are for the program's own threads: what `f` starts takes none.
+fn without_signals<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: plain calls on local signal sets; the mask is restored.
+    unsafe {
+        let (mut all, mut old) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
+        result
+    }
+}
+
 fn synchronize(device: &Device, own: Handle) -> Drained {
-    let shared = device.users().len() > 1;
+    let shared = device.users().len() > 1 || pools::shared(device.ordinal) || CROSSED.load(SeqCst);
     let mut contexts = CONTEXTS.of((!shared).then_some(device.ordinal));
     if own.0 != 0 && !contexts.contains(&own.0) {
         contexts.push(own.0);

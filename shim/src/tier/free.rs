@@ -9,7 +9,9 @@ use super::counted;
 use super::device::{self, Device};
 use super::drain::{self, Drained};
 use super::map::{self, Allocation, Backing, Counted, Handle};
+use super::{later, pools};
 use crate::process::{self, Job};
+use crate::share;
 
 /// Freed by the program, not yet by us.
 static QUEUE: Mutex<Vec<Allocation>> = Mutex::new(Vec::new());
@@ -25,25 +27,60 @@ fn queue(allocation: Allocation) {
 ///
 /// Like `cuMemFree` it waits for the device; with a capture open it is queued instead.
 pub fn free(job: &Job, address: u64) -> Option<CUresult> {
-    let allocation = map::remove(address)?;
+    let Some(allocation) = map::remove(address) else {
+        // Another process's: it is closed, not freed (measured).
+        return map::opened_for(address).map(|_| CUDA_ERROR_INVALID_VALUE);
+    };
     let Some(device) = device::known(allocation.device) else {
         return Some(CUDA_ERROR_INVALID_VALUE);
     };
-    match drain::drain(device, allocation.context) {
-        Drained::Idle => {
-            // SAFETY: the device is drained, and the program has freed the allocation.
-            unsafe { give_back(job, device, allocation) };
-            Some(CUDA_SUCCESS)
-        }
-        Drained::Capturing => {
-            queue(allocation);
-            Some(CUDA_SUCCESS)
-        }
-        Drained::Failed(code) => {
-            map::insert(allocation);
-            Some(code)
-        }
+    if pools::served_for(address).is_some() {
+        // Of a pool's memory the driver takes it that all use is over, and does not wait (documented; measured).
+        pools::unserve(address);
+        later::put_done(allocation);
+        return Some(CUDA_SUCCESS);
     }
+    // What was freed in stream order before goes under the same drain.
+    let earlier = later::batch(device);
+    let drained = drain::drain(device, allocation.context);
+    if let Drained::Failed(code) = drained {
+        earlier.put_back();
+        map::insert(allocation);
+        return Some(code);
+    }
+    pools::unserve(address);
+    if drained == Drained::Idle {
+        // SAFETY: the device is drained, and the program has freed the allocations.
+        unsafe {
+            earlier.give_back(job, device);
+            give_back(job, device, allocation);
+        }
+    } else {
+        earlier.put_back();
+        queue(allocation);
+    }
+    Some(CUDA_SUCCESS)
+}
+
+/// Closes an allocation of another process that is open at this address; `None` when there is none.
+///
+/// Waits for the device, as the driver does at every close (measured), and takes the range down at the last; with a
+/// capture open that is queued instead.
+pub fn close(job: &Job, address: u64) -> Option<CUresult> {
+    let place = map::find(address).filter(|p| p.base == address && p.ties.opened.is_some())?;
+    let device = device::known(map::opened_for(address)?)?;
+    let drained = drain::drain(device, place.context);
+    if let Drained::Failed(code) = drained {
+        return Some(code);
+    }
+    // Of two threads that close it for the last time, one gets it.
+    match (map::close_once(address)?, drained) {
+        (None, _) => {}
+        // SAFETY: drained, and the program has closed it.
+        (Some(allocation), Drained::Idle) => unsafe { give_back(job, device, allocation) },
+        (Some(allocation), _) => queue(allocation),
+    }
+    Some(CUDA_SUCCESS)
 }
 
 /// Frees what is queued, if nothing captures.
@@ -97,12 +134,21 @@ pub fn uncharge(job: &Job, counted: Counted) {
     job.place.release(Tier::Vram, counted.index, counted.bytes);
 }
 
+/// Gives an allocation's memory back.
+///
 /// # Safety
 /// No work that could touch the allocation is in flight, and the program uses it no more.
-unsafe fn give_back(job: &Job, device: &Device, allocation: Allocation) {
+pub(super) unsafe fn give_back(job: &Job, device: &Device, allocation: Allocation) {
+    let ties = allocation.ties;
+    if let Some(token) = ties.left_as {
+        // A launcher that does not answer has not kept it either, or will not for long.
+        let _ = share::withdraw(token);
+    }
     // SAFETY: the caller's promise.
     unsafe {
         match allocation.backing {
+            Backing::Range(range) if ties.opened.is_some() => range.close(),
+            Backing::Range(range) if ties.fixed => range.discard(job, device),
             Backing::Range(range) => range.take_down(job, device),
             Backing::Pinned(pinned) => pinned.take_down(job, device),
             Backing::Piece => device

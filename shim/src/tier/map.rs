@@ -4,9 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use greenboost_abi::{CUcontext, CUdevice};
+use greenboost_wire::ledger::Tier;
+use greenboost_wire::share::Token;
 
+use super::device;
 use super::pinned::Pinned;
 use super::range::Range;
+use super::small;
+use super::tally;
 
 /// An allocation that the shim backs.
 #[derive(Debug)]
@@ -21,6 +26,33 @@ pub struct Allocation {
     pub context: Handle,
     /// What holds the bytes.
     pub backing: Backing,
+    /// What else is known of it.
+    pub ties: Ties,
+}
+
+/// What others know of an allocation, and what the program asked of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ties {
+    /// Other processes or devices reach its memory past the calls of this process: its backing is never moved, and never
+    /// kept for another allocation.
+    pub fixed: bool,
+    /// `SYNC_MEMOPS` is set: synchronous operations on it wait until they are done.
+    pub synchronous: bool,
+    /// What other processes of the job open it by.
+    pub left_as: Option<Token>,
+    /// It is another process's, opened here.
+    pub opened: Option<Opened>,
+}
+
+/// An allocation of another process of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// What it was opened by.
+    pub token: Token,
+    /// Opened so often more than closed.
+    pub count: u32,
+    /// The device that its owner allocated it on; [`Allocation::device`] is the one that it was opened for.
+    pub home: CUdevice,
 }
 
 /// A driver handle that is only compared and given back to the driver.
@@ -57,22 +89,104 @@ pub struct Place {
     pub context: Handle,
     /// First and last mapped address of a range of its own.
     pub mapped: Option<(u64, u64)>,
+    /// What else is known of it.
+    pub ties: Ties,
 }
 
 static MAP: RwLock<BTreeMap<u64, Allocation>> = RwLock::new(BTreeMap::new());
 
 /// Adds an allocation.
 pub fn insert(allocation: Allocation) {
+    allocation.tally(true);
     MAP.write()
         .unwrap_or_else(PoisonError::into_inner)
         .insert(allocation.base, allocation);
 }
 
-/// Takes the allocation that starts at this address: of two threads that free it, one gets it.
+/// Takes the allocation that starts at this address: of two threads that free it, one gets it. One that is another
+/// process's stays: it is closed, not freed.
 pub fn remove(base: u64) -> Option<Allocation> {
-    MAP.write()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(&base)
+    let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
+    map.get(&base).filter(|a| a.ties.opened.is_none())?;
+    let removed = map.remove(&base);
+    drop(map);
+    removed.inspect(|a| a.tally(false))
+}
+
+/// Changes what is known of the allocation that this address is inside; `None` when it is in none.
+pub fn tie<T>(address: u64, change: impl FnOnce(&mut Ties) -> T) -> Option<T> {
+    let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
+    let (_, a) = map.range_mut(..=address).next_back()?;
+    (address - a.base < a.size).then(|| change(&mut a.ties))
+}
+
+/// Asks an allocation's backing something; `None` when this address is in none, or its backing is no range of its own.
+pub fn with_range<T>(address: u64, ask: impl FnOnce(&Range) -> T) -> Option<T> {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    let (_, a) = map.range(..=address).next_back()?;
+    match &a.backing {
+        Backing::Range(range) if address - a.base < a.size => Some(ask(range)),
+        _ => None,
+    }
+}
+
+/// Adds an allocation of another process, unless its context has it open already: then that is opened once more, and the
+/// new one comes back. Returns the address that is to be used.
+pub fn open(allocation: Allocation) -> (u64, Option<Allocation>) {
+    let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
+    let same = |a: &Allocation| {
+        let tokens = (a.ties.opened, allocation.ties.opened);
+        let same = matches!(tokens, (Some(one), Some(two)) if one.token == two.token);
+        same && a.context == allocation.context
+    };
+    if let Some(there) = map.values_mut().find(|a| same(a)) {
+        if let Some(opened) = &mut there.ties.opened {
+            opened.count += 1;
+        }
+        return (there.base, Some(allocation));
+    }
+    let base = allocation.base;
+    map.insert(base, allocation);
+    (base, None)
+}
+
+/// Opens an allocation of another process once more, if this context has it open: its address.
+pub fn open_again(token: Token, context: Handle) -> Option<u64> {
+    let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
+    map.values_mut().find_map(|a| {
+        let opened = a.ties.opened.as_mut()?;
+        (opened.token == token && a.context == context).then(|| {
+            opened.count += 1;
+            a.base
+        })
+    })
+}
+
+/// The device that another process's allocation at this address was opened for.
+pub fn opened_for(base: u64) -> Option<CUdevice> {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    map.get(&base).map(|a| a.device)
+}
+
+/// Closes an allocation of another process once. `None`: there is none that starts here. The inner one is the
+/// allocation, when nothing has it open any more.
+pub fn close_once(base: u64) -> Option<Option<Allocation>> {
+    let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
+    let opened = map.get_mut(&base)?.ties.opened.as_mut()?;
+    opened.count = opened.count.saturating_sub(1);
+    Some(match opened.count {
+        0 => map.remove(&base),
+        _ => None,
+    })
+}
+
+/// Whether `SYNC_MEMOPS` is set for any of these bytes.
+pub fn synchronous(address: u64, bytes: u64) -> bool {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    let end = address.saturating_add(bytes.max(1));
+    map.range(..end)
+        .next_back()
+        .is_some_and(|(base, a)| a.ties.synchronous && address < base + a.size)
 }
 
 /// Takes all allocations of a context.
@@ -80,6 +194,7 @@ pub fn remove_context(context: Handle) -> Vec<Allocation> {
     let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
     map.extract_if(.., |_, a| a.context == context)
         .map(|(_, a)| a)
+        .inspect(|a| a.tally(false))
         .collect()
 }
 
@@ -124,6 +239,15 @@ pub fn on_host(address: u64, bytes: u64) -> bool {
         })
 }
 
+/// The range of its own of the allocation that starts at this address: address and bytes.
+pub fn range_at(base: u64) -> Option<(u64, u64)> {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    match &map.get(&base)?.backing {
+        Backing::Range(range) => Some((range.base, range.span)),
+        Backing::Pinned(_) | Backing::Piece => None,
+    }
+}
+
 /// The mapped ranges of a device: address and bytes.
 pub fn ranges_of(device: CUdevice) -> Vec<(u64, u64)> {
     let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
@@ -137,12 +261,36 @@ pub fn ranges_of(device: CUdevice) -> Vec<(u64, u64)> {
 }
 
 impl Allocation {
+    /// Bytes that it takes of a tier.
+    pub fn bytes(&self, tier: Tier) -> u64 {
+        match &self.backing {
+            Backing::Range(range) => range.bytes(tier),
+            Backing::Pinned(pinned) if tier == Tier::Host => pinned.span,
+            Backing::Piece if tier == Tier::Host => small::rounded(self.size),
+            Backing::Pinned(_) | Backing::Piece => 0,
+        }
+    }
+
+    /// Counts it in the ledger as live, or as freed.
+    fn tally(&self, live: bool) {
+        let Some(device) = device::known(self.device) else {
+            return;
+        };
+        // Another process's is counted there.
+        if self.ties.opened.is_some() {
+            return;
+        }
+        let bytes = [Tier::Vram, Tier::Host].map(|tier| self.bytes(tier));
+        tally::allocation(device.index, self.base, self.size, bytes, live);
+    }
+
     fn place(&self) -> Place {
         Place {
             base: self.base,
             size: self.size,
-            device: self.device,
+            device: self.ties.opened.map_or(self.device, |o| o.home),
             context: self.context,
+            ties: self.ties,
             mapped: match &self.backing {
                 Backing::Range(range) => Some((range.base, range.base + range.span - 1)),
                 Backing::Pinned(p) => Some((p.base, p.base + p.span - 1)),
@@ -179,6 +327,7 @@ fn counted() -> MutexGuard<'static, Option<HashMap<(Kind, u64), Counted>>> {
 
 /// Remembers what was charged for a handle.
 pub fn count(kind: Kind, handle: u64, what: Counted) {
+    what.tally(true);
     counted()
         .get_or_insert_default()
         .insert((kind, handle), what);
@@ -186,7 +335,14 @@ pub fn count(kind: Kind, handle: u64, what: Counted) {
 
 /// Takes what was charged for a handle.
 pub fn uncount(kind: Kind, handle: u64) -> Option<Counted> {
-    counted().as_mut()?.remove(&(kind, handle))
+    let removed = counted().as_mut()?.remove(&(kind, handle));
+    removed.inspect(|c| c.tally(false))
+}
+
+impl Counted {
+    fn tally(&self, live: bool) {
+        tally::number(self.index, [self.bytes, 0], live);
+    }
 }
 
 /// Takes all that was charged for a context.
@@ -197,5 +353,6 @@ pub fn uncount_context(context: Handle) -> Vec<Counted> {
     };
     map.extract_if(|_, c| c.context == context)
         .map(|(_, c)| c)
+        .inspect(|c| c.tally(false))
         .collect()
 }

@@ -1,15 +1,16 @@
 //! A range: reserved virtual memory, backed throughout by chunks. The address never changes while the range lives.
 
-use greenboost_abi::{CUDA_SUCCESS, CUresult};
+use greenboost_abi::{CUDA_SUCCESS, CUdevice, CUresult};
 use greenboost_wire::ledger::{Part, Tier};
 use greenboost_wire::ram::Ram;
 
 use super::chunk;
-use super::device::Device;
+use super::device::{self, Device};
 use super::spare::{self, Chunk};
+use super::{later, pools};
 use crate::driver::{self, Location};
 use crate::process::{self, Job};
-use crate::tier::budget;
+use crate::tier::{budget, graphs};
 
 /// Why a part of a range could not be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl<'a> Parts<'a> {
                 self.device
                     .vram
                     .ok_or(Shortage::Driver)
-                    .and_then(|l| make(class, l))
+                    .and_then(|l| make(self.device, class, l))
             })?;
         }
         Ok(())
@@ -164,10 +165,21 @@ impl Drop for Parts<'_> {
 
 /// Gives up what is kept for reuse in a tier. Returns whether there was anything.
 pub fn make_room(job: &Job, device: &Device, tier: Tier) -> bool {
-    if tier == Tier::Host {
-        device.slabs.trim(job, device);
-    }
-    spare::trim(job, device, tier)
+    // What was freed in stream order goes to the slabs and spares, and on from there.
+    let mut any = later::make_room(job, device, tier);
+    any |= match tier {
+        // Devices share the host budget: what others keep is in the way as well.
+        Tier::Host => device::all().fold(false, |any, other| {
+            if other.ordinal != device.ordinal {
+                later::make_room(job, other, tier);
+            }
+            other.slabs.trim(job, other);
+            (other.ordinal != device.ordinal && spare::trim(job, other, tier)) || any
+        }),
+        Tier::Vram => graphs::trim(job, device),
+    };
+    any |= spare::trim(job, device, tier);
+    any | pools::make_room(job, device, tier)
 }
 
 /// Reserves bytes of a tier; what is kept for reuse is given up first if need be.
@@ -179,8 +191,10 @@ pub fn reserve(job: &Job, device: &Device, tier: Tier, bytes: u64) -> Result<(),
     Err(Shortage::Budget)
 }
 
-fn make(size: u64, location: Location) -> Result<u64, Shortage> {
-    driver::create(size as usize, location).map_err(|_| Shortage::Driver)
+fn make(device: &Device, size: u64, location: Location) -> Result<u64, Shortage> {
+    device
+        .make(size as usize, location)
+        .map_err(|_| Shortage::Driver)
 }
 
 /// Asks whether the machine can find `missing` bytes for a piece of host memory of `reserved` bytes, which is in the
@@ -202,7 +216,7 @@ fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
     device
         .nodes()
         .iter()
-        .find_map(|node| driver::create(size as usize, Location::HostNuma(*node)).ok())
+        .find_map(|node| make(device, size, Location::HostNuma(*node)).ok())
         .ok_or(Shortage::Driver)
 }
 
@@ -257,6 +271,73 @@ impl Range {
         })
     }
 
+    /// What it is made of, in order.
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// A range of whole pieces that another process made, open to these devices; they count where they were made.
+    ///
+    /// # Errors
+    /// The driver's; everything is undone then, and the handles are released.
+    pub fn of_others(chunks: Vec<Chunk>, users: &[CUdevice]) -> driver::Result<Range> {
+        let span = chunks.iter().map(|c| c.size).sum();
+        let mut range = Range {
+            base: 0,
+            span,
+            chunks: Vec::new(),
+        };
+        let mut rest = chunks.into_iter();
+        let result = driver::reserve(span as usize).and_then(|base| {
+            range.base = base;
+            let mut at = base;
+            for chunk in rest.by_ref() {
+                // SAFETY: the range was reserved for these chunks; `at` lies behind what is mapped.
+                if let Err(code) = unsafe { driver::map(at, chunk.size as usize, chunk.handle) } {
+                    // SAFETY: a handle of our own that is mapped nowhere.
+                    let _ = unsafe { driver::release(chunk.handle) };
+                    return Err(code);
+                }
+                range.chunks.push(chunk);
+                at += chunk.size;
+            }
+            // SAFETY: the range is mapped throughout.
+            unsafe { driver::set_access(base, span as usize, users.iter().copied()) }
+        });
+        let Err(code) = result else { return Ok(range) };
+        for chunk in rest {
+            // SAFETY: as above.
+            let _ = unsafe { driver::release(chunk.handle) };
+        }
+        if range.base != 0 {
+            // SAFETY: the program has never seen this range.
+            unsafe { range.close() };
+        }
+        Err(code)
+    }
+
+    /// Takes down a range of others' pieces.
+    ///
+    /// # Safety
+    /// As for [`Range::take_down`].
+    pub unsafe fn close(self) {
+        // SAFETY: the caller's promise; the handles are our own.
+        unsafe {
+            self.dismantle(|chunk| {
+                let _ = driver::release(chunk.handle);
+            })
+        }
+    }
+
+    /// As [`Range::take_down`], for memory that others may still reach: nothing of it is kept for reuse.
+    ///
+    /// # Safety
+    /// As for [`Range::take_down`].
+    pub unsafe fn discard(self, job: &Job, device: &Device) {
+        // SAFETY: the caller's promise.
+        unsafe { self.dismantle(|chunk| spare::release(job, device, chunk)) }
+    }
+
     /// Unmaps everything and gives the backing and the addresses back.
     ///
     /// A driver that refuses to unmap leaves memory behind that is never used again, and wounds the shim.
@@ -264,12 +345,19 @@ impl Range {
     /// # Safety
     /// No work that could touch the range is in flight, and the program uses its addresses no more.
     pub unsafe fn take_down(self, job: &Job, device: &Device) {
+        // SAFETY: the caller's promise.
+        unsafe { self.dismantle(|chunk| spare::give(job, device, chunk)) }
+    }
+
+    /// # Safety
+    /// As for [`Range::take_down`].
+    unsafe fn dismantle(self, give: impl Fn(Chunk)) {
         let mut at = self.base;
         let mut clean = true;
         for chunk in self.chunks {
             // SAFETY: the caller's promise; each chunk was mapped whole at this place.
             match unsafe { driver::unmap(at, chunk.size as usize) } {
-                Ok(()) => spare::give(job, device, chunk),
+                Ok(()) => give(chunk),
                 Err(code) => {
                     clean = false;
                     process::wound(&format!("cuMemUnmap returned {code}"));

@@ -7,6 +7,7 @@ use super::chunk::GRAIN;
 use super::device::{Device, Host};
 use super::pinned::Pinned;
 use super::range::{Parts, Range, Shortage};
+use super::spare::Chunk;
 use crate::process::Job;
 
 /// Alignment of a piece: `cuMemAlloc` gives at least 256 (CUDA C++ Programming Guide, device memory accesses), in
@@ -21,6 +22,8 @@ struct Slab {
     memory: Memory,
     base: u64,
     free: FreeList,
+    /// Another process may have it open.
+    shared: bool,
 }
 
 /// What holds a slab's bytes.
@@ -45,10 +48,11 @@ impl Memory {
 
     /// # Safety
     /// As for [`Range::take_down`].
-    unsafe fn take_down(self, job: &Job, device: &Device) {
+    unsafe fn take_down(self, job: &Job, device: &Device, shared: bool) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
+                Memory::Range(range) if shared => range.discard(job, device),
                 Memory::Range(range) => range.take_down(job, device),
                 Memory::Pinned(pinned) => pinned.take_down(job, device),
             }
@@ -122,8 +126,29 @@ impl Slabs {
         let (memory, base) = Memory::new(job, device)?;
         let mut free = FreeList::new(GRAIN);
         let address = base + free.take(size).unwrap_or(0);
-        self.lock().push(Slab { memory, base, free });
+        self.lock().push(Slab {
+            memory,
+            base,
+            free,
+            shared: false,
+        });
         Ok(address)
+    }
+
+    /// The slab that a piece is in, for other processes to open: its address and its one chunk. `None` where it is
+    /// registered memory. From here on it is never kept for reuse; as with the driver's own small allocations, its other
+    /// pieces are within reach of whoever opens one.
+    pub fn share(&self, address: u64) -> Option<(u64, Chunk)> {
+        let mut slabs = self.lock();
+        let slab = slabs
+            .iter_mut()
+            .find(|s| (s.base..s.base + GRAIN).contains(&address))?;
+        let Memory::Range(range) = &slab.memory else {
+            return None;
+        };
+        let chunk = *range.chunks().first()?;
+        slab.shared = true;
+        Some((slab.base, chunk))
     }
 
     /// Takes a piece back; an empty slab goes, except the last one.
@@ -144,7 +169,7 @@ impl Slabs {
             let slab = slabs.swap_remove(at);
             drop(slabs);
             // SAFETY: every piece of it was given back under the same promise.
-            unsafe { slab.memory.take_down(job, device) };
+            unsafe { slab.memory.take_down(job, device, slab.shared) };
         }
     }
 
@@ -157,7 +182,7 @@ impl Slabs {
         let empty: Vec<Slab> = empty;
         for slab in empty {
             // SAFETY: all of its pieces were given back, each when nothing could touch it any more.
-            unsafe { slab.memory.take_down(job, device) };
+            unsafe { slab.memory.take_down(job, device, slab.shared) };
         }
     }
 }

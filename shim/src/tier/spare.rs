@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use greenboost_abi::CUmemGenericAllocationHandle;
 use greenboost_wire::ledger::{Place, Tier};
 
-use super::device::Device;
+use super::device::{self, Device};
 use crate::driver;
 use crate::process::Job;
 
@@ -91,6 +91,11 @@ fn sum(chunks: &[Chunk], tier: Tier) -> u64 {
         .sum()
 }
 
+/// Host memory kept for reuse by all devices, which share its budget, bytes.
+pub fn host() -> u64 {
+    device::all().map(|d| d.spare.bytes(Tier::Host)).sum()
+}
+
 /// Takes back a chunk that is mapped nowhere: keeps it, or releases it and its reservation.
 pub fn give(job: &Job, device: &Device, chunk: Chunk) {
     if let Some(chunk) = device.spare.keep(chunk) {
@@ -108,7 +113,8 @@ pub fn trim(job: &Job, device: &Device, tier: Tier) -> bool {
     any
 }
 
-fn release(job: &Job, device: &Device, chunk: Chunk) {
+/// Releases a chunk that is mapped nowhere, and its reservation.
+pub fn release(job: &Job, device: &Device, chunk: Chunk) {
     // SAFETY: the chunk is mapped nowhere and left the spares, so nobody else has its handle.
     if unsafe { driver::release(chunk.handle) }.is_ok() {
         job.place.release(chunk.tier, device.index, chunk.size);

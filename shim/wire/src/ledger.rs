@@ -82,6 +82,8 @@ pub struct Ledger {
     pub host_peak: AtomicU64,
     /// Processes that initialised CUDA.
     pub cuda_processes: AtomicU64,
+    /// Control records that were not sent, because nobody read or there was no room.
+    pub records_lost: AtomicU64,
     /// Seats below this index have been used; the others need not be read.
     pub(crate) seats_used: AtomicU64,
     devices: [Device; DEVICES],
@@ -104,6 +106,11 @@ pub struct Device {
     pub host_peak: AtomicU64,
     /// Allocations made.
     pub allocations: AtomicU64,
+    /// Allocations freed, in whatever way but by the end of their process.
+    pub frees: AtomicU64,
+    /// Bytes of [`Device::allocations`] by tier, and of [`Device::frees`].
+    allocated: [AtomicU64; 2],
+    freed: [AtomicU64; 2],
     /// Allocations that were partly or wholly placed outside VRAM.
     pub spills: AtomicU64,
     /// Bytes that those had outside VRAM when they were made.
@@ -114,6 +121,51 @@ pub struct Device {
     pub oom_largest: AtomicU64,
     /// Highest sum of each [`Part`].
     part_peaks: [AtomicU64; PARTS],
+    pub(crate) largest: [Entry; LARGEST],
+}
+
+/// Allocations of a device with the most bytes outside VRAM that are remembered.
+pub const LARGEST: usize = 8;
+
+/// One of them. Written by whoever makes the turn odd; a process that dies in between leaves an entry that is never read
+/// again, which is all that is lost.
+#[repr(C)]
+pub(crate) struct Entry {
+    turn: AtomicU64,
+    pid: AtomicU64,
+    address: AtomicU64,
+    bytes: AtomicU64,
+    host_bytes: AtomicU64,
+    made: AtomicU64,
+    freed: AtomicU64,
+}
+
+/// An allocation that was placed outside VRAM, in part or as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spilled {
+    /// The process.
+    pub pid: u32,
+    /// Where the program has it, or had it.
+    pub address: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// How much of that is outside VRAM.
+    pub host_bytes: u64,
+    /// `CLOCK_MONOTONIC` when it was made, nanoseconds.
+    pub made: u64,
+    /// The same when it was freed, if it was.
+    pub freed: Option<u64>,
+}
+
+/// What is live of one process, one device or all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Allocations.
+    pub allocations: u64,
+    /// Those with bytes in a tier, by [`Tier`]: one that lies in both counts in both.
+    pub parts: [u64; 2],
+    /// Bytes in a tier.
+    pub bytes: [u64; 2],
 }
 
 /// What one process holds.
@@ -126,6 +178,16 @@ pub(crate) struct Seat {
     pub(crate) image: AtomicU64,
     pub(crate) held: [[Held; 2]; DEVICES],
     parts: [[AtomicU64; PARTS]; DEVICES],
+    /// Live allocations. What a dead process leaves here is not read, and cleared by who sits down next.
+    live: [Count; DEVICES],
+}
+
+/// [`Live`], in the ledger.
+#[repr(C)]
+pub(crate) struct Count {
+    allocations: AtomicU64,
+    parts: [AtomicU64; 2],
+    bytes: [AtomicU64; 2],
 }
 
 /// Bytes of one tier on one device.
@@ -378,6 +440,24 @@ impl Ledger {
         Some(bytes.saturating_sub(held.spare.load(SeqCst)))
     }
 
+    /// What is live on one device, in all processes that live.
+    pub fn live(&self, device: usize) -> Live {
+        let mut sum = Live::default();
+        for seat in self.used_seats() {
+            let owner = seat.owner.load(SeqCst);
+            if owner == 0 || owner & REAPING != 0 {
+                continue;
+            }
+            let count = &seat.live[device];
+            sum.allocations += count.allocations.load(SeqCst);
+            for tier in 0..2 {
+                sum.parts[tier] += count.parts[tier].load(SeqCst);
+                sum.bytes[tier] += count.bytes[tier].load(SeqCst);
+            }
+        }
+        sum
+    }
+
     /// Host bytes that the job holds over all devices.
     pub fn used_host(&self) -> u64 {
         (0..DEVICES).map(|d| self.used(Tier::Host, d)).sum()
@@ -511,6 +591,57 @@ impl Device {
     pub fn part_peak(&self, part: Part) -> u64 {
         self.part_peaks[part as usize].load(SeqCst)
     }
+    /// Bytes of the allocations made and freed in a tier, ever.
+    pub fn turnover(&self, tier: Tier) -> (u64, u64) {
+        let of = |both: &[AtomicU64; 2]| both[tier as usize].load(SeqCst);
+        (of(&self.allocated), of(&self.freed))
+    }
+
+    /// The allocations with the most bytes outside VRAM, the largest first. Best effort: one that is being replaced is
+    /// missing.
+    pub fn largest(&self) -> Vec<Spilled> {
+        let mut all: Vec<Spilled> = self.largest.iter().filter_map(Entry::read).collect();
+        all.sort_by_key(|s| std::cmp::Reverse((s.host_bytes, s.bytes)));
+        all
+    }
+
+    /// Remembers an allocation if it is larger than one that is remembered, by its bytes outside VRAM.
+    pub fn remember(&self, spilled: Spilled) {
+        let smallest = |e: &&Entry| e.host_bytes.load(SeqCst);
+        let even = |e: &&Entry| e.turn.load(SeqCst).is_multiple_of(2);
+        let Some(entry) = self.largest.iter().filter(even).min_by_key(smallest) else {
+            return;
+        };
+        if entry.host_bytes.load(SeqCst) < spilled.host_bytes {
+            entry.change(|e| {
+                e.pid.store(spilled.pid.into(), SeqCst);
+                e.address.store(spilled.address, SeqCst);
+                e.bytes.store(spilled.bytes, SeqCst);
+                e.host_bytes.store(spilled.host_bytes, SeqCst);
+                e.made.store(spilled.made, SeqCst);
+                e.freed.store(spilled.freed.unwrap_or(0), SeqCst);
+            });
+        }
+    }
+
+    /// As a process leaves it that dies while it writes.
+    #[cfg(test)]
+    pub(crate) fn break_an_entry(&self) {
+        self.largest[0].turn.fetch_add(1, SeqCst);
+    }
+
+    /// Notes when an allocation was freed, if it is remembered.
+    pub fn forget(&self, pid: u32, address: u64, now: u64) {
+        let is_it = |e: &&Entry| {
+            e.address.load(SeqCst) == address
+                && e.pid.load(SeqCst) == u64::from(pid)
+                && e.freed.load(SeqCst) == 0
+        };
+        if let Some(entry) = self.largest.iter().find(is_it) {
+            entry.change(|e| e.freed.store(now, SeqCst));
+        }
+    }
+
     /// Lowers the limit once, when the job first learns what is free on the device.
     pub fn refine(&self, limit: u64) {
         if self.refined.compare_exchange(0, 1, SeqCst, SeqCst).is_ok() {
@@ -525,7 +656,48 @@ fn replaced(pid: u32, image: u64) -> bool {
     now != 0 && now != image
 }
 
+impl Entry {
+    /// Changes it, unless another process is at it.
+    fn change(&self, change: impl FnOnce(&Entry)) {
+        let turn = self.turn.load(SeqCst);
+        let mine = turn.is_multiple_of(2)
+            && self
+                .turn
+                .compare_exchange(turn, turn + 1, SeqCst, SeqCst)
+                .is_ok();
+        if mine {
+            change(self);
+            self.turn.store(turn + 2, SeqCst);
+        }
+    }
+
+    fn read(&self) -> Option<Spilled> {
+        let turn = self.turn.load(SeqCst);
+        let freed = self.freed.load(SeqCst);
+        let spilled = Spilled {
+            pid: self.pid.load(SeqCst) as u32,
+            address: self.address.load(SeqCst),
+            bytes: self.bytes.load(SeqCst),
+            host_bytes: self.host_bytes.load(SeqCst),
+            made: self.made.load(SeqCst),
+            freed: (freed > 0).then_some(freed),
+        };
+        let is_whole = turn.is_multiple_of(2) && turn == self.turn.load(SeqCst);
+        (is_whole && spilled.host_bytes > 0).then_some(spilled)
+    }
+}
+
 impl Seat {
+    /// Nothing is live in a process that has just sat down.
+    fn begin(&self) {
+        for count in &self.live {
+            count.allocations.store(0, SeqCst);
+            for number in count.parts.iter().chain(&count.bytes) {
+                number.store(0, SeqCst);
+            }
+        }
+    }
+
     fn clear(&self) {
         for held in self.held.iter().flatten() {
             held.bytes.store(0, SeqCst);
@@ -562,6 +734,7 @@ impl Place {
                 {
                     ledger.seats_used.fetch_max(index as u64 + 1, SeqCst);
                     seat.clear();
+                    seat.begin();
                     seat.start.store(start, SeqCst);
                     seat.image.store(alive::image(pid), SeqCst);
                     seat.owner.store(pid.into(), SeqCst);
@@ -664,6 +837,36 @@ impl Place {
             SeqCst,
             |b| Some(b.saturating_sub(bytes)),
         );
+    }
+
+    /// Counts an allocation that the program has got, by its bytes in each tier.
+    pub fn count(&self, device: usize, bytes: [u64; 2]) {
+        let (seat, d) = (
+            &self.ledger.seats[self.seat].live[device],
+            &self.ledger.devices[device],
+        );
+        d.allocations.fetch_add(1, SeqCst);
+        seat.allocations.fetch_add(1, SeqCst);
+        for (tier, bytes) in bytes.into_iter().enumerate().filter(|(_, b)| *b > 0) {
+            d.allocated[tier].fetch_add(bytes, SeqCst);
+            seat.parts[tier].fetch_add(1, SeqCst);
+            seat.bytes[tier].fetch_add(bytes, SeqCst);
+        }
+    }
+
+    /// Counts that it is freed.
+    pub fn uncount(&self, device: usize, bytes: [u64; 2]) {
+        let (seat, d) = (
+            &self.ledger.seats[self.seat].live[device],
+            &self.ledger.devices[device],
+        );
+        d.frees.fetch_add(1, SeqCst);
+        seat.allocations.fetch_sub(1, SeqCst);
+        for (tier, bytes) in bytes.into_iter().enumerate().filter(|(_, b)| *b > 0) {
+            d.freed[tier].fetch_add(bytes, SeqCst);
+            seat.parts[tier].fetch_sub(1, SeqCst);
+            seat.bytes[tier].fetch_sub(bytes, SeqCst);
+        }
     }
 
     /// Says how much of what this process holds is kept for reuse.

@@ -2,6 +2,7 @@
 //!
 //! - [`ledger`]: a small file, mapped by every process of the job, that holds the limits and who uses how much of them;
 //! - [`record`]: fixed-size, versioned datagrams that a process sends to its launcher;
+//! - [`share`]: what a process says to its launcher about memory that it shares with the job's other processes;
 //! - [`ram`]: what the machine says of its memory;
 //! - [`alive`]: whether a process that left something behind still lives.
 //!
@@ -12,6 +13,7 @@ pub mod alive;
 pub mod ledger;
 pub mod ram;
 pub mod record;
+pub mod share;
 mod sync;
 
 #[cfg(test)]
@@ -27,3 +29,5 @@ pub const BACKEND_ENV: &str = "GREENBOOST_BACKEND";
 pub const LEDGER_FILE: &str = "ledger";
 /// The control socket's file name inside the job directory (`SOCK_SEQPACKET`, the launcher listens).
 pub const CONTROL_SOCKET: &str = "control";
+/// The file name, inside the job directory, of the socket for shared memory (`SOCK_SEQPACKET`, the launcher listens).
+pub const SHARE_SOCKET: &str = "share";

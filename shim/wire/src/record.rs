@@ -32,6 +32,8 @@ pub enum Kind {
     HostRefused = 8,
     /// Nothing of this process will ever be moved: it uses a driver function that the shim cannot follow. Text: which.
     Frozen = 9,
+    /// A call of the program returned an error of the device that ends the context. `a`: the `CUresult`; text: its name.
+    DeviceError = 20,
 }
 
 impl Kind {
@@ -47,6 +49,7 @@ impl Kind {
             Bye,
             HostRefused,
             Frozen,
+            DeviceError,
         ]
         .into_iter()
         .find(|k| *k as u16 == n)

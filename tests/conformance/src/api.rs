@@ -5,11 +5,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use greenboost_abi::{
-    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_EXTERNAL_MEMORY_BUFFER_DESC,
-    CUDA_EXTERNAL_MEMORY_HANDLE_DESC, CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUmemAccessDesc,
-    CUmemAllocationProp,
-};
+use greenboost_abi::*;
 use libloading::Library;
 
 /// What a call of a function that this driver lacks returns; no `CUresult`.
@@ -38,6 +34,11 @@ pub struct CopyAttributes {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
 pub struct Resource(pub [u8; 144]);
+
+/// `CUipcMemHandle`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpcHandle(pub [u64; 8]);
 
 /// A driver, simulated or real: whatever `libcuda.so.1` and `libnvidia-ml.so.1` are here.
 #[derive(Debug)]
@@ -97,6 +98,7 @@ functions! {
     fn cuGetProcAddress_v2(name: *const c_char, out: Out<usize>, version: i32, flags: u64, status: Out<i32>);
     fn cuDeviceGetCount(count: Out<i32>);
     fn cuDeviceGetName(name: Out<[u8; 256]>, size: i32, device: i32);
+    fn cuDeviceGetUuid(uuid: Out<[u8; 16]>, device: i32);
     fn cuDeviceGetAttribute(value: Out<i32>, attribute: i32, device: i32);
     fn cuDeviceTotalMem_v2(bytes: Out<usize>, device: i32);
     fn cuDevicePrimaryCtxRetain(context: Out<usize>, device: i32);
@@ -143,11 +145,28 @@ functions! {
     fn cuLibraryUnload(library: usize);
     fn cuCtxGetLimit(value: Out<usize>, limit: i32);
     fn cuCtxSetLimit(limit: i32, value: usize);
-    fn cuMemExportToShareableHandle(fd: Out<i32>, handle: u64, kind: i32, flags: u64);
     fn cuImportExternalMemory(memory: Out<usize>, desc: In<CUDA_EXTERNAL_MEMORY_HANDLE_DESC>);
     fn cuExternalMemoryGetMappedBuffer(address: Out<u64>, memory: usize, desc: In<CUDA_EXTERNAL_MEMORY_BUFFER_DESC>);
     fn cuDestroyExternalMemory(memory: usize);
     fn cuDeviceGetUuid_v2(uuid: Out<[u8; 16]>, device: i32);
+    fn cuMemAllocFromPoolAsync(address: Out<u64>, size: usize, pool: usize, stream: usize);
+    fn cuMemPoolCreate(pool: Out<usize>, prop: In<CUmemPoolProps>);
+    fn cuMemPoolDestroy(pool: usize);
+    fn cuMemPoolTrimTo(pool: usize, keep: usize);
+    fn cuMemPoolGetAttribute(pool: usize, attribute: i32, value: Out<u64>);
+    fn cuMemPoolSetAttribute(pool: usize, attribute: i32, value: In<u64>);
+    fn cuMemPoolSetAccess(pool: usize, access: In<CUmemAccessDesc>, count: usize);
+    fn cuMemPoolGetAccess(flags: Out<i32>, pool: usize, location: In<CUmemLocation>);
+    fn cuMemPoolExportToShareableHandle(handle: Out<i32>, pool: usize, kind: i32, flags: u64);
+    fn cuMemPoolImportFromShareableHandle(pool: Out<usize>, handle: usize, kind: i32, flags: u64);
+    fn cuMemPoolExportPointer(data: Out<CUmemPoolPtrExportData>, address: u64);
+    fn cuMemPoolImportPointer(address: Out<u64>, pool: usize, data: In<CUmemPoolPtrExportData>);
+    fn cuDeviceGetDefaultMemPool(pool: Out<usize>, device: i32);
+    fn cuDeviceGetMemPool(pool: Out<usize>, device: i32);
+    fn cuDeviceSetMemPool(device: i32, pool: usize);
+    fn cuMemGetDefaultMemPool(pool: Out<usize>, location: In<CUmemLocation>, kind: i32);
+    fn cuMemGetMemPool(pool: Out<usize>, location: In<CUmemLocation>, kind: i32);
+    fn cuMemSetMemPool(location: In<CUmemLocation>, kind: i32, pool: usize);
     fn cuMemHostAlloc(address: Out<u64>, size: usize, flags: u32);
     fn cuMemFreeHost(address: u64);
     fn cuMemHostRegister_v2(address: u64, size: usize, flags: u32);
@@ -164,7 +183,20 @@ functions! {
     fn cuMemMap(address: u64, size: usize, offset: usize, handle: u64, flags: u64);
     fn cuMemUnmap(address: u64, size: usize);
     fn cuMemSetAccess(address: u64, size: usize, access: In<CUmemAccessDesc>, count: usize);
-    fn cuIpcGetMemHandle(handle: Out<[u64; 8]>, address: u64);
+    fn cuMemGetAccess(flags: Out<u64>, location: In<CUmemLocation>, address: u64);
+    fn cuMemGetAllocationPropertiesFromHandle(prop: Out<CUmemAllocationProp>, handle: u64);
+    fn cuMemExportToShareableHandle(descriptor: Out<i32>, handle: u64, kind: i32, flags: u64);
+    fn cuMemImportFromShareableHandle(handle: Out<u64>, descriptor: usize, kind: i32);
+    fn cuMemGetHandleForAddressRange(descriptor: Out<i32>, address: u64, size: usize, kind: i32, flags: u64);
+    fn cuPointerSetAttribute(value: In<u32>, attribute: i32, address: u64);
+    fn cuIpcGetMemHandle(handle: Out<IpcHandle>, address: u64);
+    fn cuIpcOpenMemHandle_v2(address: Out<u64>, handle: IpcHandle, flags: u32);
+    fn cuIpcCloseMemHandle(address: u64);
+    fn cuDeviceCanAccessPeer(can: Out<i32>, device: i32, peer: i32);
+    fn cuDeviceGetP2PAttribute(value: Out<i32>, attribute: i32, from: i32, to: i32);
+    fn cuCtxEnablePeerAccess(context: usize, flags: u32);
+    fn cuCtxDisablePeerAccess(context: usize);
+    fn cuMemcpyPeerAsync(to: u64, to_context: usize, from: u64, from_context: usize, size: usize, stream: usize);
     fn cuMemcpy(to: u64, from: u64, size: usize);
     fn cuMemcpy_ptds(to: u64, from: u64, size: usize);
     fn cuMemcpyAsync(to: u64, from: u64, size: usize, stream: usize);
@@ -187,6 +219,12 @@ functions! {
     fn cuMemsetD8_v2(to: u64, value: u8, count: usize);
     fn cuMemsetD8_v2_ptds(to: u64, value: u8, count: usize);
     fn cuMemsetD8Async(to: u64, value: u8, count: usize, stream: usize);
+    fn cuMemsetD16Async(to: u64, value: u16, count: usize, stream: usize);
+    fn cuMemsetD2D8Async(to: u64, pitch: usize, value: u8, width: usize, height: usize, stream: usize);
+    fn cuMemsetD2D16Async(to: u64, pitch: usize, value: u16, width: usize, height: usize, stream: usize);
+    fn cuMemsetD2D32Async(to: u64, pitch: usize, value: u32, width: usize, height: usize, stream: usize);
+    fn cuMemcpy3DAsync_v2(copy: &CUDA_MEMCPY3D, stream: usize);
+    fn cuMemcpy3DPeerAsync(copy: &CUDA_MEMCPY3D, stream: usize);
     fn cuMemsetD16_v2(to: u64, value: u16, count: usize);
     fn cuMemsetD32_v2(to: u64, value: u32, count: usize);
     fn cuMemsetD32Async(to: u64, value: u32, count: usize, stream: usize);
@@ -210,6 +248,30 @@ functions! {
     fn cuGraphLaunch(exec: usize, stream: usize);
     fn cuGraphDestroy(graph: usize);
     fn cuGraphExecDestroy(exec: usize);
+    fn cuGraphInstantiateWithParams(exec: Out<usize>, graph: usize, params: Out<[u64; 4]>);
+    fn cuGraphUpload(exec: usize, stream: usize);
+    fn cuGraphCreate(graph: Out<usize>, flags: u32);
+    fn cuGraphNodeGetType(node: usize, kind: Out<i32>);
+    fn cuGraphAddKernelNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, params: &CUDA_KERNEL_NODE_PARAMS_v1);
+    fn cuGraphAddMemcpyNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, params: &CUDA_MEMCPY3D, context: usize);
+    fn cuGraphAddMemsetNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, params: &CUDA_MEMSET_NODE_PARAMS, context: usize);
+    fn cuGraphAddHostNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, params: &CUDA_HOST_NODE_PARAMS);
+    fn cuGraphAddEmptyNode(node: Out<usize>, graph: usize, after: *const usize, count: usize);
+    fn cuGraphAddChildGraphNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, child: usize);
+    fn cuGraphAddEventRecordNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, event: usize);
+    fn cuGraphAddEventWaitNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, event: usize);
+    fn cuGraphAddMemAllocNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, params: &mut CUDA_MEM_ALLOC_NODE_PARAMS);
+    fn cuGraphAddMemFreeNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, address: u64);
+    fn cuGraphAddNode(node: Out<usize>, graph: usize, after: *const usize, count: usize, params: &mut CUgraphNodeParams);
+    fn cuGraphAddNode_v2(node: Out<usize>, graph: usize, after: *const usize, edges: *const c_void, count: usize, params: &mut CUgraphNodeParams);
+    fn cuGraphExecKernelNodeSetParams(exec: usize, node: usize, params: &CUDA_KERNEL_NODE_PARAMS_v1);
+    fn cuGraphExecMemcpyNodeSetParams(exec: usize, node: usize, params: &CUDA_MEMCPY3D, context: usize);
+    fn cuGraphExecMemsetNodeSetParams(exec: usize, node: usize, params: &CUDA_MEMSET_NODE_PARAMS, context: usize);
+    fn cuGraphExecUpdate(exec: usize, graph: usize, node: Out<usize>, result: Out<i32>);
+    fn cuGraphExecUpdate_v2(exec: usize, graph: usize, info: Out<[u64; 3]>);
+    fn cuDeviceGetGraphMemAttribute(device: i32, attribute: i32, value: Out<u64>);
+    fn cuDeviceSetGraphMemAttribute(device: i32, attribute: i32, value: In<u64>);
+    fn cuDeviceGraphMemTrim(device: i32);
     fn nvmlInit_v2();
     fn nvmlDeviceGetHandleByIndex_v2(index: u32, device: Out<usize>);
     fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: Out<usize>);
@@ -217,6 +279,9 @@ functions! {
     fn nvmlDeviceGetComputeRunningProcesses(device: usize, count: Out<u32>, infos: *mut u64);
     fn nvmlDeviceGetComputeRunningProcesses_v2(device: usize, count: Out<u32>, infos: *mut u64);
     fn nvmlDeviceGetComputeRunningProcesses_v3(device: usize, count: Out<u32>, infos: *mut u64);
+    fn nvmlDeviceGetMaxPcieLinkGeneration(device: usize, generation: Out<u32>);
+    fn nvmlDeviceGetMaxPcieLinkWidth(device: usize, lanes: Out<u32>);
+    fn nvmlDeviceGetPcieThroughput(device: usize, counter: u32, kilobytes: Out<u32>);
     fn nvmlDeviceGetMemoryInfo(device: usize, memory: Out<greenboost_abi::nvmlMemory_t>);
     fn nvmlDeviceGetMemoryInfo_v2(device: usize, memory: Out<greenboost_abi::nvmlMemory_v2_t>);
 }

@@ -36,6 +36,8 @@ fn the_simulated_driver_conforms() {
     let output = Command::new(env!("CARGO_BIN_EXE_conformance"))
         .env("LD_LIBRARY_PATH", &driver)
         .env("FAKE_CUDA_VRAM", "4G")
+        .env("FAKE_CUDA_DEVICES", "2")
+        .env("FAKE_CUDA_SHARED", driver.join("shared"))
         .env_remove("LD_PRELOAD")
         .output()
         .expect("the suite starts");

@@ -77,8 +77,8 @@ fn copy_2d(p: In<CUDA_MEMCPY2D>, mode: Mode, flavour: Flavour, name: &'static st
     copy(dst, src, shape, mode, flavour, name)
 }
 
-fn copy_3d(p: In<Memcpy3D>, peers: bool, mode: Mode, flavour: Flavour, name: &'static str) -> Res {
-    let p = p.get()?;
+/// Destination, source and size of a box.
+pub(crate) fn sides(p: Memcpy3D, peers: bool) -> Res<(Layout, Layout, Shape)> {
     if p.srcLOD != 0 || p.dstLOD != 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
@@ -113,6 +113,11 @@ fn copy_3d(p: In<Memcpy3D>, peers: bool, mode: Mode, flavour: Flavour, name: &'s
         height: p.Height as u64,
         depth: p.Depth as u64,
     };
+    Ok((dst, src, shape))
+}
+
+fn copy_3d(p: In<Memcpy3D>, peers: bool, mode: Mode, flavour: Flavour, name: &'static str) -> Res {
+    let (dst, src, shape) = sides(p.get()?, peers)?;
     copy(dst, src, shape, mode, flavour, name)
 }
 

@@ -36,6 +36,13 @@ pub(crate) struct Node {
     pub after: Vec<usize>,
 }
 
+impl Node {
+    /// Whether it allocates or frees memory of a graph.
+    pub(crate) fn is_memory(&self) -> bool {
+        matches!(self.work, Work::GraphAlloc { .. } | Work::GraphFree(_))
+    }
+}
+
 /// A stream's part in a capture: the nodes that its next operation waits for.
 #[derive(Clone)]
 pub(crate) struct Joined {
@@ -116,6 +123,15 @@ impl World {
             after,
         });
         Ok(())
+    }
+
+    /// The graph that a stream's capture builds.
+    pub(crate) fn captured_graph(&self, sid: u64) -> Res<usize> {
+        let joined = self.streams[&sid].capture.as_ref();
+        match joined.and_then(|j| self.captures.get(&j.id)) {
+            Some(capture) if !capture.invalid => Ok(capture.graph),
+            _ => Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),
+        }
     }
 
     /// An event recorded on a capturing stream marks a place in the capture.

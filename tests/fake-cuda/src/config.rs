@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use greenboost_abi::CUresult;
 
+use crate::phys::GRANULE;
+
 /// Devices that can be simulated in one process.
 pub(crate) const MAX_DEVICES: usize = 16;
 
@@ -19,12 +21,46 @@ pub(crate) struct Config {
     pub mig: bool,
     pub blocks: Vec<Block>,
     pub release: Option<PathBuf>,
+    pub host_export: bool,
+    pub peers: bool,
     pub failures: Vec<Failure>,
     pub report: Option<PathBuf>,
     pub trace: Option<PathBuf>,
     pub leaks: bool,
     pub link: Option<f64>,
+    pub pcie: Pcie,
     pub shared: Option<PathBuf>,
+    /// Bytes that pools grow by.
+    pub pool_granule: u64,
+    /// What NVML says that a device sends and receives over PCIe, KB/s.
+    pub traffic: (u32, u32),
+}
+
+/// What NVML says of the PCIe link.
+#[derive(Clone, Copy)]
+pub(crate) struct Pcie {
+    pub generation: u32,
+    pub width: u32,
+    pub max_generation: u32,
+    pub max_width: u32,
+}
+
+impl Pcie {
+    /// `4x8` or `4x8/5x16`: as it runs, and as it could.
+    fn parse(text: &str) -> Option<Pcie> {
+        let one = |text: &str| {
+            let (generation, width) = text.split_once('x')?;
+            Some((generation.parse().ok()?, width.parse().ok()?))
+        };
+        let (now, most) = text.split_once('/').unwrap_or((text, text));
+        let ((generation, width), (max_generation, max_width)) = (one(now)?, one(most)?);
+        Some(Pcie {
+            generation,
+            width,
+            max_generation,
+            max_width,
+        })
+    }
 }
 
 /// One rule of `FAKE_CUDA_FAIL`: the n-th call (and, if `later`, all after it) returns `result`.
@@ -157,6 +193,8 @@ fn read() -> Config {
             .map(|v| v.split(',').filter_map(Block::parse).collect())
             .unwrap_or_default(),
         release: path("FAKE_CUDA_RELEASE"),
+        peers: number("FAKE_CUDA_NO_PEERS") != Some(1),
+        host_export: number("FAKE_CUDA_NO_HOST_EXPORT") != Some(1),
         failures: text("FAKE_CUDA_FAIL")
             .map(|v| v.split(',').filter_map(Failure::parse).collect())
             .unwrap_or_default(),
@@ -164,7 +202,23 @@ fn read() -> Config {
         trace: path("FAKE_CUDA_TRACE"),
         leaks: number("FAKE_CUDA_LEAKS") == Some(1),
         link: bytes("FAKE_CUDA_LINK").filter(|n| *n > 0).map(|n| n as f64),
+        pcie: text("FAKE_CUDA_PCIE")
+            .and_then(|v| Pcie::parse(v.trim()))
+            .unwrap_or(Pcie {
+                generation: 5,
+                width: 16,
+                max_generation: 5,
+                max_width: 16,
+            }),
         shared: path("FAKE_CUDA_SHARED"),
+        pool_granule: bytes("FAKE_CUDA_POOL_GRANULE")
+            .map_or(32 << 20, |n| n.max(1).next_multiple_of(GRANULE)),
+        traffic: text("FAKE_CUDA_TRAFFIC")
+            .and_then(|v| {
+                let (sent, received) = v.split_once(':')?;
+                Some((sent.trim().parse().ok()?, received.trim().parse().ok()?))
+            })
+            .unwrap_or_default(),
     }
 }
 

@@ -3,14 +3,13 @@ use core::ffi::{c_int, c_uint};
 use std::collections::BTreeMap;
 
 use greenboost_abi::{
-    CU_LIMIT_STACK_SIZE, CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_INVALID_DEVICE,
-    CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE, CUDA_ERROR_UNKNOWN, CUdevice,
-    CUresult,
+    CU_LIMIT_STACK_SIZE, CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_INVALID_VALUE,
+    CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE, CUDA_ERROR_UNKNOWN, CUdevice, CUresult,
 };
 
 use crate::abi::{CtxCreateParams, In, Out, Res};
 use crate::config::config;
-use crate::error::{PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED};
+use crate::error::{PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED, PEER_ACCESS_UNSUPPORTED};
 use crate::misuse::misuse;
 use crate::phys::{Place, charge, discharge};
 use crate::queue::{Sort, drain_where};
@@ -263,13 +262,21 @@ fn peer(other: usize, flags: c_uint, on: bool) -> Res {
     }
     let mut w = world();
     let here = w.here()?;
+    if !on {
+        // What still reaches over comes first (not measured).
+        w = drain_where(w, |s| s.ctx == here);
+    }
     let device = w
         .contexts
         .get(&other)
         .ok_or(CUDA_ERROR_INVALID_CONTEXT)?
         .device;
-    if device == w.contexts[&here].device {
-        return Err(CUDA_ERROR_INVALID_DEVICE);
+    if device == w.contexts[&here].device || !config().peers {
+        return Err(if on {
+            PEER_ACCESS_UNSUPPORTED
+        } else {
+            PEER_ACCESS_NOT_ENABLED
+        });
     }
     match (on, w.peers.contains(&(here, other))) {
         (true, true) => Err(PEER_ACCESS_ALREADY_ENABLED),

@@ -2,7 +2,7 @@
 use core::ffi::c_void;
 use std::sync::Arc;
 
-use greenboost_abi::{CUDA_ERROR_INVALID_VALUE, CUresult};
+use greenboost_abi::{CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, CUresult};
 
 use crate::abi::{In, Out, Res};
 use crate::gate::Flavour;
@@ -64,6 +64,10 @@ fn side(w: &World, end: End) -> Res<Side> {
             }
             Ok(Side::Host(va))
         }
+        // Memory of a pool on the host is none of a device's to the calls that ask for one's (measured).
+        End::Device(va) | End::Peer(va, _) if w.on_host_by_pool(va) => {
+            Err(CUDA_ERROR_INVALID_VALUE)
+        }
         End::Device(va) => Ok(Side::Device { va, device: None }),
         End::Peer(va, device) => Ok(Side::Device {
             va,
@@ -83,6 +87,53 @@ fn pageable(w: &World, plane: &Plane) -> bool {
 /// Whether the bytes lie in the memory of a device, all of them.
 fn in_vram(w: &World, plane: &Plane, len: u64) -> bool {
     matches!(plane.side, Side::Device { va, .. } if !w.host_backed(va, len))
+}
+
+type Reach = (Plane, u64);
+
+/// Both sides of a copy, and how far they reach.
+fn planes(
+    w: &World,
+    (dst, src): (Layout, Layout),
+    (width, height, depth): (u64, u64, u64),
+) -> Res<(Reach, Reach)> {
+    let reach = |l: &Layout| {
+        let rows = l.pitch.checked_mul(height - 1)?;
+        l.slice
+            .checked_mul(depth - 1)?
+            .checked_add(rows)?
+            .checked_add(width)
+    };
+    let (Some(dst_len), Some(src_len)) = (reach(&dst), reach(&src)) else {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    };
+    let plane = |w: &World, l: Layout| {
+        Ok::<_, CUresult>(Plane {
+            side: side(w, l.end)?,
+            pitch: l.pitch,
+            slice: l.slice,
+        })
+    };
+    Ok(((plane(w, dst)?, dst_len), (plane(w, src)?, src_len)))
+}
+
+/// A copy that a graph makes, of at least one byte.
+pub(crate) fn node(w: &World, dst: Layout, src: Layout, shape: Shape) -> Res<Copy> {
+    let Shape {
+        width,
+        height,
+        depth,
+    } = shape;
+    if width == 0 || height == 0 || depth == 0 {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    let ((dst, _), (src, _)) = planes(w, (dst, src), (width, height, depth))?;
+    Ok(Copy::new(w, dst, src, (width, height, depth)))
+}
+
+/// Whether `SYNC_MEMOPS` is set for the memory.
+fn synchronous(w: &World, plane: &Plane) -> bool {
+    matches!(plane.side, Side::Device { va, .. } if w.waits_synchronously(va))
 }
 
 pub(crate) fn copy(
@@ -107,27 +158,17 @@ pub(crate) fn copy(
     if width == 0 || height == 0 || depth == 0 {
         return Ok(());
     }
-    let reach = |l: &Layout| {
-        let rows = l.pitch.checked_mul(height - 1)?;
-        l.slice
-            .checked_mul(depth - 1)?
-            .checked_add(rows)?
-            .checked_add(width)
-    };
-    let (Some(dst_len), Some(src_len)) = (reach(&dst), reach(&src)) else {
-        return Err(CUDA_ERROR_INVALID_VALUE);
-    };
-    let plane = |w: &World, l: Layout| {
-        Ok::<_, CUresult>(Plane {
-            side: side(w, l.end)?,
-            pitch: l.pitch,
-            slice: l.slice,
-        })
-    };
-    let (dst, mut src) = (plane(&w, dst)?, plane(&w, src)?);
+    let ((dst, dst_len), (mut src, src_len)) = planes(&w, (dst, src), (width, height, depth))?;
     let capturing = w.streams[&sid].capture.is_some();
+    if capturing && name.contains("Peer") {
+        w.invalidate_stream(sid, "copy between contexts during capture");
+        return Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    }
     let wait = match mode {
-        Mode::Sync => !in_vram(&w, &dst, dst_len) || !in_vram(&w, &src, src_len),
+        Mode::Sync => {
+            let waits = |plane: &Plane, len| !in_vram(&w, plane, len) || synchronous(&w, plane);
+            waits(&dst, dst_len) || waits(&src, src_len)
+        }
         Mode::Async(_) if capturing => false,
         Mode::Async(_) => {
             let (from, to) = (pageable(&w, &src), pageable(&w, &dst));
@@ -143,13 +184,7 @@ pub(crate) fn copy(
             to || (from && src_len > STAGED)
         }
     };
-    let copy = Copy {
-        dst,
-        src,
-        width,
-        height,
-        depth,
-    };
+    let copy = Copy::new(&w, dst, src, (width, height, depth));
     let (ranges, ctx) = (copy.ranges(), w.streams[&sid].ctx);
     let seq = w.submit(sid, name, Work::Copy(Arc::new(copy)), ranges, Vec::new())?;
     if let Some(seq) = seq.filter(|_| wait) {

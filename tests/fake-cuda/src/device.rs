@@ -226,7 +226,7 @@ api! {
         device.set(by_bus_id(text.get()?).ok_or(CUDA_ERROR_INVALID_DEVICE)? as CUdevice)
     }
     Init cuDeviceCanAccessPeer { 4000 cuDeviceCanAccessPeer Legacy } (can: Out<c_int>, device: CUdevice, peer: CUdevice) |_f| {
-        can.set(c_int::from(check(device)? != check(peer)?))
+        can.set(c_int::from(check(device)? != check(peer)? && config().peers))
     }
     Init cuDeviceGetP2PAttribute { 8000 cuDeviceGetP2PAttribute Legacy } (value: Out<c_int>, which: c_int, from: CUdevice, to: CUdevice) |_f| {
         if check(from)? == check(to)? {

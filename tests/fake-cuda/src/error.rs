@@ -9,6 +9,7 @@ pub(crate) const UNSUPPORTED_EXEC_AFFINITY: CUresult = 224;
 pub(crate) const FILE_NOT_FOUND: CUresult = 301;
 pub(crate) const PEER_ACCESS_ALREADY_ENABLED: CUresult = 704;
 pub(crate) const PEER_ACCESS_NOT_ENABLED: CUresult = 705;
+pub(crate) const PEER_ACCESS_UNSUPPORTED: CUresult = 217;
 pub(crate) const HOST_MEMORY_ALREADY_REGISTERED: CUresult = 712;
 pub(crate) const HOST_MEMORY_NOT_REGISTERED: CUresult = 713;
 pub(crate) const MERGE: CUresult = 902;

@@ -3,13 +3,10 @@ use core::ffi::{c_float, c_uint};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use greenboost_abi::{
-    CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_READY,
-    CUDA_ERROR_NOT_SUPPORTED,
-};
+use greenboost_abi::{CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_READY};
 
 use crate::abi::{Out, Res};
-use crate::capture::Captured;
+use crate::capture::{Captured, Node};
 use crate::error::CAPTURED_EVENT;
 use crate::gate::Flavour;
 use crate::misuse::misuse;
@@ -38,11 +35,50 @@ pub(crate) enum Last {
 }
 
 impl World {
-    fn event(&self, handle: usize) -> Res<&Event> {
+    pub(crate) fn event(&self, handle: usize) -> Res<&Event> {
         self.events.get(&handle).ok_or_else(|| {
             misuse!("use of event {handle:#x}, which does not exist");
             CUDA_ERROR_INVALID_HANDLE
         })
+    }
+}
+
+impl World {
+    /// What a launch of these nodes must wait for, and what it records: events as they are when it is launched. A wait
+    /// inside the graph holds up all of it, and a record counts when all of it is done.
+    pub(crate) fn waited_by_graph(&self, nodes: &[Node]) -> Vec<Dep> {
+        let mut own = Vec::new();
+        let mut deps = Vec::new();
+        for node in nodes {
+            match &node.work {
+                Work::Record(event) => own.push(*event),
+                Work::WaitFor(event) if !own.contains(event) => {
+                    if let Some(Last::Stream { dep, .. }) = self.events.get(event).map(|e| &e.last)
+                    {
+                        deps.push(*dep);
+                    }
+                }
+                Work::Graph(nodes) => deps.extend(self.waited_by_graph(nodes)),
+                _ => {}
+            }
+        }
+        deps
+    }
+
+    pub(crate) fn recorded_by_graph(&mut self, nodes: &[Node], dep: Dep) {
+        for node in nodes {
+            match &node.work {
+                Work::Record(event) => {
+                    if let Some(event) = self.events.get_mut(event) {
+                        let stamp = Arc::new(OnceLock::new());
+                        let _ = stamp.set(Instant::now());
+                        event.last = Last::Stream { dep, stamp };
+                    }
+                }
+                Work::Graph(nodes) => self.recorded_by_graph(nodes, dep),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -168,8 +204,10 @@ fn wait(stream: usize, handle: usize, flags: c_uint, flavour: Flavour) -> Res {
     }
     let mut w = world();
     let sid = w.stream(stream, flavour)?;
-    if flags == 1 {
-        return Err(CUDA_ERROR_NOT_SUPPORTED);
+    // An external wait in a capture is a node; outside one there is no difference.
+    if flags == 1 && w.streams[&sid].capture.is_some() {
+        w.event(handle)?;
+        return w.capture_node(sid, "event wait", Work::WaitFor(handle), Vec::new());
     }
     match &w.event(handle)?.last {
         Last::Never => Ok(()),
@@ -208,7 +246,16 @@ api! {
     } (event: usize, stream: usize, flags: c_uint) |f| {
         match flags {
             0 => record(event, stream, f),
-            1 => Err(CUDA_ERROR_NOT_SUPPORTED),
+            1 => {
+                let mut w = world();
+                let sid = w.stream(stream, f)?;
+                if w.streams[&sid].capture.is_none() {
+                    drop(w);
+                    return record(event, stream, f);
+                }
+                w.event(event)?;
+                w.capture_node(sid, "event record", Work::Record(event), Vec::new())
+            }
             _ => Err(CUDA_ERROR_INVALID_VALUE),
         }
     }

@@ -1,13 +1,15 @@
-//! Graphs: what a capture recorded, and its replay as one operation in a stream.
+//! Graphs: nodes that a capture recorded or the program made, and their replay as one operation in a stream.
 use core::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use greenboost_abi::{CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE};
+use greenboost_abi::*;
 
-use crate::abi::{Out, Res};
+use crate::abi::{In, Out, Res};
+use crate::capture::Node;
 use crate::error::GRAPH_EXEC_UPDATE_FAILURE;
 use crate::gate::Flavour;
 use crate::misuse::misuse;
+use crate::queue::Dep;
 use crate::work::Work;
 use crate::world::{Kind, World, world};
 
@@ -15,16 +17,28 @@ use crate::world::{Kind, World, world};
 const NODES: usize = 1 << 24;
 const NODE_TAG: usize = 0x1e << 56;
 
+/// An executable graph.
+pub(crate) struct Exec {
+    /// In an order in which every node comes after those that it waits for.
+    pub nodes: Arc<Vec<Node>>,
+    /// Where the graph's nodes are in that order.
+    pub place: Vec<usize>,
+    pub graph: usize,
+    pub flags: u64,
+    /// Its launches wait for each other, whatever their streams.
+    pub last: Option<Dep>,
+}
+
 impl World {
-    fn graph(&self, handle: usize) -> Res<&Vec<crate::capture::Node>> {
+    pub(crate) fn graph(&self, handle: usize) -> Res<&Vec<Node>> {
         self.graphs.get(&handle).ok_or_else(|| {
             misuse!("use of graph {handle:#x}, which does not exist");
             CUDA_ERROR_INVALID_HANDLE
         })
     }
 
-    fn exec(&self, handle: usize) -> Res<Arc<Vec<crate::capture::Node>>> {
-        self.execs.get(&handle).cloned().ok_or_else(|| {
+    pub(crate) fn exec(&self, handle: usize) -> Res<&Exec> {
+        self.execs.get(&handle).ok_or_else(|| {
             misuse!("use of executable graph {handle:#x}, which does not exist");
             CUDA_ERROR_INVALID_HANDLE
         })
@@ -35,56 +49,151 @@ pub(crate) fn node_handle(graph: usize, index: usize) -> usize {
     NODE_TAG | (((graph & ((1 << 40) - 1)) >> 6) * NODES + index + 1)
 }
 
+/// The graph that a node's handle names, and the node's number in it.
+pub(crate) fn node_of(node: usize) -> (usize, usize) {
+    let graph = ((Kind::Graph as usize) << 40) | (((node & !NODE_TAG) / NODES) << 6);
+    (graph, (node % NODES).wrapping_sub(1))
+}
+
 /// `CUgraphNodeType`
-fn node_type(work: &Work) -> c_int {
+pub(crate) fn node_type(work: &Work) -> c_int {
     match work {
-        Work::Launch(_) => 0,
-        Work::Copy(_) => 1,
-        Work::Fill(_) => 2,
-        Work::Host { .. } | Work::Callback { .. } => 3,
-        Work::Graph(_) => 4,
-        Work::Nothing | Work::Stamp(_) | Work::Free(_) => 5,
-        Work::Store(_) | Work::Await(_) => 12,
+        Work::Launch(_) => CU_GRAPH_NODE_TYPE_KERNEL,
+        Work::Copy(_) => CU_GRAPH_NODE_TYPE_MEMCPY,
+        Work::Fill(_) => CU_GRAPH_NODE_TYPE_MEMSET,
+        Work::Host { .. } | Work::Callback { .. } => CU_GRAPH_NODE_TYPE_HOST,
+        Work::Graph(_) => CU_GRAPH_NODE_TYPE_GRAPH,
+        Work::Nothing | Work::Stamp(_) | Work::Free(..) => CU_GRAPH_NODE_TYPE_EMPTY,
+        Work::WaitFor(_) => CU_GRAPH_NODE_TYPE_WAIT_EVENT,
+        Work::Record(_) => CU_GRAPH_NODE_TYPE_EVENT_RECORD,
+        Work::GraphAlloc { .. } => CU_GRAPH_NODE_TYPE_MEM_ALLOC,
+        Work::GraphFree(_) => CU_GRAPH_NODE_TYPE_MEM_FREE,
+        Work::Store(_) | Work::Await(_) => CU_GRAPH_NODE_TYPE_BATCH_MEM_OP,
     }
 }
 
-fn instantiate(out: Out<usize>, graph: usize, flags: u64) -> Res {
+/// The nodes in an order in which they can run, and where each went. A circle has none.
+pub(crate) fn ordered(nodes: &[Node]) -> Res<(Vec<Node>, Vec<usize>)> {
+    let (mut order, mut place) = (Vec::new(), vec![usize::MAX; nodes.len()]);
+    while order.len() < nodes.len() {
+        let before = order.len();
+        for (i, node) in nodes.iter().enumerate() {
+            if place[i] == usize::MAX && node.after.iter().all(|n| place[*n] != usize::MAX) {
+                place[i] = order.len();
+                order.push(node.clone());
+            }
+        }
+        if order.len() == before {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+    }
+    Ok((order, place))
+}
+
+fn instantiate(out: Out<usize>, graph: usize, flags: u64, stream: Option<u64>) -> Res {
     out.check()?;
     // Device-launchable graphs (bit 2) are not simulated.
     if flags & !0b1011 != 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
     let mut w = world();
-    let nodes = Arc::new(w.graph(graph)?.clone());
-    let exec = w.fresh(Kind::GraphExec) as usize;
-    w.execs.insert(exec, nodes);
-    out.set(exec)
+    let (nodes, place) = ordered(w.graph(graph)?)?;
+    if w.has_memory(graph) && w.execs.values().any(|e| e.graph == graph) {
+        return Err(CUDA_ERROR_NOT_SUPPORTED);
+    }
+    let handle = w.fresh(Kind::GraphExec) as usize;
+    let exec = Exec {
+        nodes: Arc::new(nodes),
+        place,
+        graph,
+        flags,
+        last: None,
+    };
+    w.execs.insert(handle, exec);
+    if let Some(sid) = stream
+        && let Err(code) = w.back_graph(handle, sid)
+    {
+        w.execs.remove(&handle);
+        return Err(code);
+    }
+    out.set(handle)
+}
+
+fn instantiate_in(
+    out: Out<usize>,
+    graph: usize,
+    flags: u64,
+    stream: Option<usize>,
+    flavour: Flavour,
+) -> Res {
+    let sid = stream.map(|s| world().stream(s, flavour)).transpose()?;
+    instantiate(out, graph, flags, sid)
 }
 
 fn launch(exec: usize, stream: usize, flavour: Flavour) -> Res {
     let mut w = world();
     let sid = w.stream(stream, flavour)?;
-    let nodes = w.exec(exec)?;
-    let ranges = nodes
+    let nodes = w.exec(exec)?.nodes.clone();
+    if w.streams[&sid].capture.is_some() {
+        // A captured launch is a child graph.
+        if nodes.iter().any(Node::is_memory) {
+            return Err(CUDA_ERROR_NOT_SUPPORTED);
+        }
+        return w
+            .submit(
+                sid,
+                "graph",
+                Work::Graph(nodes.clone()),
+                ranges(&nodes),
+                Vec::new(),
+            )
+            .map(drop);
+    }
+    let mut deps: Vec<Dep> = w.exec(exec)?.last.into_iter().collect();
+    deps.extend(w.enter_graph(exec, sid)?);
+    let seq = w.submit(
+        sid,
+        "graph",
+        Work::Graph(nodes.clone()),
+        ranges(&nodes),
+        deps,
+    )?;
+    w.leave_graph(&nodes);
+    if let Some(seq) = seq {
+        let dep = Dep { stream: sid, seq };
+        if let Some(exec) = w.execs.get_mut(&exec) {
+            exec.last = Some(dep);
+        }
+        w.recorded_by_graph(&nodes, dep);
+    }
+    Ok(())
+}
+
+pub(crate) fn ranges(nodes: &[Node]) -> Vec<crate::queue::Range> {
+    nodes
         .iter()
         .flat_map(|n| n.ranges.iter().copied())
-        .collect();
-    w.submit(sid, "graph", Work::Graph(nodes), ranges, Vec::new())
-        .map(drop)
+        .collect()
 }
 
 fn update(exec: usize, graph: usize) -> Res {
     let mut w = world();
-    let (old, new) = (w.exec(exec)?, w.graph(graph)?.clone());
-    let alike = old.len() == new.len()
-        && old
-            .iter()
-            .zip(&new)
-            .all(|(a, b)| node_type(&a.work) == node_type(&b.work) && a.after == b.after);
-    if !alike {
+    let (nodes, place) = ordered(w.graph(graph)?)?;
+    let old = w.exec(exec)?;
+    let alike = old.nodes.len() == nodes.len()
+        && old.place == place
+        && old.nodes.iter().zip(&nodes).all(|(a, b)| {
+            node_type(&a.work) == node_type(&b.work)
+                && a.after == b.after
+                && crate::node::may_become(&a.work, &b.work)
+        });
+    // Allocations belong to the graph that was instantiated: a graph that has some is not taken (not measured).
+    if !alike || nodes.iter().any(Node::is_memory) {
         return Err(GRAPH_EXEC_UPDATE_FAILURE);
     }
-    w.execs.insert(exec, Arc::new(new));
+    if let Some(exec) = w.execs.get_mut(&exec) {
+        exec.nodes = Arc::new(nodes);
+    }
     Ok(())
 }
 
@@ -110,14 +219,31 @@ fn nodes(graph: usize, roots: bool) -> Res<Vec<usize>> {
 }
 
 fn type_of(node: usize) -> Res<c_int> {
-    let graph = ((Kind::Graph as usize) << 40) | (((node & !NODE_TAG) / NODES) << 6);
-    let index = node % NODES;
+    let (graph, index) = node_of(node);
     let w = world();
     let node = w
         .graph(graph)?
-        .get(index.wrapping_sub(1))
+        .get(index)
         .ok_or(CUDA_ERROR_INVALID_HANDLE)?;
     Ok(node_type(&node.work))
+}
+
+/// Adds edges.
+fn join(graph: usize, from: Vec<usize>, to: Vec<usize>) -> Res {
+    let mut w = world();
+    let count = w.graph(graph)?.len();
+    for (from, to) in from.into_iter().zip(to) {
+        let ((a, before), (b, after)) = (node_of(from), node_of(to));
+        if (a, b) != (graph, graph) || before >= count || after >= count || before == after {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        let nodes = w.graphs.get_mut(&graph).ok_or(CUDA_ERROR_INVALID_HANDLE)?;
+        if nodes[after].after.contains(&before) {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        nodes[after].after.push(before);
+    }
+    Ok(())
 }
 
 /// `CUDA_GRAPH_INSTANTIATE_PARAMS`
@@ -153,6 +279,7 @@ api! {
         let mut w = world();
         w.graph(graph)?;
         w.graphs.remove(&graph);
+        w.forget_graph(graph);
         Ok(())
     }
     Context cuGraphInstantiate {
@@ -161,17 +288,22 @@ api! {
     } (exec: Out<usize>, graph: usize, error: Out<usize>, log: usize, size: usize) |_f| {
         let _ = (log, size);
         error.maybe(0);
-        instantiate(exec, graph, 0)
+        instantiate(exec, graph, 0, None)
     }
     Context cuGraphInstantiateWithFlags { 11040 cuGraphInstantiateWithFlags Legacy } (exec: Out<usize>, graph: usize, flags: u64) |_f| {
-        instantiate(exec, graph, flags)
+        // There is no stream to upload to (measured: 1).
+        if flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD != 0 {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        instantiate(exec, graph, flags, None)
     }
     Context cuGraphInstantiateWithParams {
         12000 cuGraphInstantiateWithParams Legacy,
         12000 cuGraphInstantiateWithParams_ptsz PerThread,
-    } (exec: Out<usize>, graph: usize, params: Out<InstantiateParams>) |_f| {
+    } (exec: Out<usize>, graph: usize, params: Out<InstantiateParams>) |f| {
         let mut p = params.get()?;
-        instantiate(exec, graph, p.flags & !2)?;
+        let stream = (p.flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD != 0).then_some(p.hUploadStream as usize);
+        instantiate_in(exec, graph, p.flags, stream, f)?;
         p.result_out = 0;
         p.hErrNode_out = std::ptr::null_mut();
         params.set(p)
@@ -185,13 +317,15 @@ api! {
         11010 cuGraphUpload_ptsz PerThread,
     } (exec: usize, stream: usize) |f| {
         let mut w = world();
-        w.stream(stream, f)?;
-        w.exec(exec).map(drop)
+        let sid = w.stream(stream, f)?;
+        w.exec(exec)?;
+        w.back_graph(exec, sid).map(drop)
     }
     Init cuGraphExecDestroy { 10000 cuGraphExecDestroy Legacy } (exec: usize) |_f| {
         let mut w = world();
-        w.exec(exec)?;
+        let graph = w.exec(exec)?.graph;
         w.execs.remove(&exec);
+        w.forget_graph(graph);
         Ok(())
     }
     Init cuGraphExecUpdate { 10020 cuGraphExecUpdate Legacy } (exec: usize, graph: usize, node: Out<usize>, result: Out<c_int>) |_f| {
@@ -204,6 +338,13 @@ api! {
         let outcome = update(exec, graph);
         info.maybe(UpdateInfo { result: c_int::from(outcome.is_err()), node: 0, from: 0 });
         outcome
+    }
+    Init cuGraphAddDependencies { 10000 cuGraphAddDependencies Legacy } (graph: usize, from: In<usize>, to: In<usize>, count: usize) |_f| {
+        join(graph, from.many(count)?, to.many(count)?)
+    }
+    Init cuGraphAddDependencies { 12030 cuGraphAddDependencies_v2 Legacy } (graph: usize, from: In<usize>, to: In<usize>, edges: usize, count: usize) |_f| {
+        let _ = edges;
+        join(graph, from.many(count)?, to.many(count)?)
     }
     Init cuGraphGetNodes { 10000 cuGraphGetNodes Legacy } (graph: usize, out: Out<usize>, count: Out<usize>) |_f| {
         list(&nodes(graph, false)?, out, count)

@@ -7,8 +7,8 @@ use greenboost_abi::{
     CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
     CU_MEM_LOCATION_TYPE_DEVICE, CU_MEM_LOCATION_TYPE_HOST, CU_MEM_LOCATION_TYPE_HOST_NUMA,
     CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT, CUDA_ERROR_INVALID_DEVICE, CUDA_ERROR_INVALID_VALUE,
-    CUDA_ERROR_NOT_SUPPORTED, CUmemAllocFlags, CUmemAllocationProp, CUmemGenericAllocationHandle,
-    CUmemLocation,
+    CUDA_ERROR_NOT_PERMITTED, CUDA_ERROR_NOT_SUPPORTED, CUDA_ERROR_UNKNOWN, CUmemAllocFlags,
+    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemLocation,
 };
 
 use crate::abi::{In, Out, Res};
@@ -17,6 +17,9 @@ use crate::device;
 use crate::misuse::misuse;
 use crate::phys::{GRANULE, Phys, Place};
 use crate::world::{Kind, World, world};
+
+/// `CU_MEM_HANDLE_TYPE_FABRIC`
+const FABRIC: c_int = 8;
 
 /// What `cuMemCreate` gave out. Mappings hold the object too: it outlives its handle while mapped.
 pub(crate) struct Handle {
@@ -58,9 +61,7 @@ fn place(location: CUmemLocation) -> Res<Place> {
 }
 
 fn granular(prop: &CUmemAllocationProp) -> Res<Place> {
-    if prop.type_ != CU_MEM_ALLOCATION_TYPE_PINNED
-        || prop.requestedHandleTypes & !CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR != 0
-    {
+    if !(0..=CU_MEM_ALLOCATION_TYPE_PINNED).contains(&prop.type_) {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
     place(prop.location)
@@ -68,6 +69,23 @@ fn granular(prop: &CUmemAllocationProp) -> Res<Place> {
 
 fn create(size: u64, prop: &CUmemAllocationProp, flags: u64) -> Res<u64> {
     let place = granular(prop)?;
+    let exported = prop.requestedHandleTypes != 0;
+    // Types beyond descriptors are for machines with a fabric; host memory is not for network adapters, and its current
+    // node is a wish that is refused (all measured).
+    if prop.requestedHandleTypes & FABRIC != 0 {
+        return Err(CUDA_ERROR_NOT_PERMITTED);
+    }
+    let rdma = place == Place::Host && prop.allocFlags.gpuDirectRDMACapable != 0;
+    if rdma
+        || prop.type_ != CU_MEM_ALLOCATION_TYPE_PINNED
+        || prop.location.type_ == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT
+        || prop.requestedHandleTypes & !CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR != 0
+    {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    if exported && place == Place::Host && !config().host_export {
+        return Err(CUDA_ERROR_NOT_SUPPORTED);
+    }
     if size == 0 || !size.is_multiple_of(GRANULE) || flags != 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
@@ -144,15 +162,17 @@ fn import(handle: Out<u64>, fd: usize, kind: c_int) -> Res {
     if kind != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
-    // The descriptor itself travels in the pointer argument.
+    // The descriptor itself travels in the pointer argument, so number 0 is a null pointer (measured).
     let fd = fd as c_int;
-    let name =
-        std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| CUDA_ERROR_INVALID_VALUE)?;
+    if fd == 0 {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    let name = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| CUDA_ERROR_UNKNOWN)?;
     let name = name.to_string_lossy().into_owned();
     let tag = name
         .strip_prefix("/memfd:fakecuda-")
         .and_then(|rest| rest.split(' ').next());
-    let place = match tag.ok_or(CUDA_ERROR_INVALID_VALUE)? {
+    let place = match tag.ok_or(CUDA_ERROR_UNKNOWN)? {
         "h" => Place::Host,
         tag => {
             let ordinal = tag
@@ -183,8 +203,9 @@ fn import(handle: Out<u64>, fd: usize, kind: c_int) -> Res {
             id: 0,
         },
     };
+    // What the maker asked for does not travel (measured); it can be exported again.
     let prop = Prop {
-        types: CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+        types: 0,
         location,
         rdma: 0,
         usage: 0,

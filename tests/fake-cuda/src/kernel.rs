@@ -1,4 +1,6 @@
 //! The kernels that this device can run. One row in [`BUILTINS`] adds one.
+mod probe;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -69,6 +71,54 @@ pub(crate) static BUILTINS: &[Builtin] = &[
         touches: |a| vec![words(a[0], a[1], How::Read)],
         run: deref,
     },
+    Builtin {
+        name: "gb_probe_read16",
+        params: 3,
+        touches: |a| vec![bytes(a[0], a[1], 16, How::Read)],
+        run: probe::read,
+    },
+    Builtin {
+        name: "gb_probe_read4",
+        params: 3,
+        touches: |a| vec![bytes(a[0], a[1], 4, How::Read)],
+        run: probe::read,
+    },
+    Builtin {
+        name: "gb_probe_quantised",
+        params: 3,
+        touches: |a| vec![bytes(a[0], a[1], 18, How::Read)],
+        run: probe::read,
+    },
+    Builtin {
+        name: "gb_probe_random16",
+        params: 5,
+        touches: |a| vec![bytes(a[0], a[1], 16, How::Read)],
+        run: probe::random16,
+    },
+    Builtin {
+        name: "gb_probe_random_piece",
+        params: 5,
+        touches: |a| vec![bytes(a[0], a[1], 2 << 20, How::Read)],
+        run: probe::random_piece,
+    },
+    Builtin {
+        name: "gb_probe_write16",
+        params: 3,
+        touches: |a| vec![bytes(a[0], a[1], 16, How::Write)],
+        run: probe::write,
+    },
+    Builtin {
+        name: "gb_probe_reread16",
+        params: 4,
+        touches: |a| vec![bytes(a[0], a[1], 16, How::Read)],
+        run: probe::reread,
+    },
+    Builtin {
+        name: "gb_probe_busy",
+        params: 4,
+        touches: |a| vec![bytes(a[0], a[1], 16, How::Read)],
+        run: probe::busy,
+    },
 ];
 
 pub(crate) fn find(name: &str) -> Option<&'static Builtin> {
@@ -89,6 +139,15 @@ fn words(va: u64, n: u64, how: How) -> Touch {
     Touch {
         va,
         len: n.saturating_mul(8),
+        how,
+    }
+}
+
+/// `n` units of `unit` bytes, as whole words.
+fn bytes(va: u64, n: u64, unit: u64, how: How) -> Touch {
+    Touch {
+        va,
+        len: n.saturating_mul(unit).next_multiple_of(8),
         how,
     }
 }

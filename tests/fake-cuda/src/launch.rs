@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use greenboost_abi::{
     CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END,
-    CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, CUlaunchConfig,
+    CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED,
+    CUDA_KERNEL_NODE_PARAMS_v1, CUlaunchConfig,
 };
 
 use crate::abi::{In, Res};
@@ -15,7 +16,7 @@ use crate::ptx::Param;
 use crate::queue::Range;
 use crate::va::Fault;
 use crate::work::{Site, Work};
-use crate::world::world;
+use crate::world::{World, world};
 
 pub(crate) struct Launch {
     builtin: &'static Builtin,
@@ -23,12 +24,16 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
+    pub(crate) fn name(&self) -> &'static str {
+        self.builtin.name
+    }
+
     pub(crate) fn run(&self, site: &Site) -> Result<(), Fault> {
         self.builtin.run(site, &self.args)
     }
 
     /// What the launch names: every range that an argument reaches, and at least its first byte.
-    fn ranges(&self) -> Vec<Range> {
+    pub(crate) fn ranges(&self) -> Vec<Range> {
         let touches = (self.builtin.touches)(&self.args);
         touches
             .iter()
@@ -114,17 +119,16 @@ struct Arguments {
     extra: *const *const c_void,
 }
 
-fn launch(
+/// A launch that can run in this context.
+fn build(
+    w: &mut World,
+    ctx: usize,
     handle: usize,
     shape: &Shape,
-    stream: usize,
     arguments: &Arguments,
-    flavour: Flavour,
-) -> Res {
-    let mut w = world();
-    let sid = w.stream(stream, flavour)?;
+) -> Res<Launch> {
     let function = w.function(handle)?.clone();
-    if !w.works_for(w.streams[&sid].ctx, function.ctx) {
+    if !w.works_for(ctx, function.ctx) {
         return Err(CUDA_ERROR_INVALID_HANDLE);
     }
     let threads = shape
@@ -152,11 +156,38 @@ fn launch(
         );
         return Err(CUDA_ERROR_NOT_SUPPORTED);
     };
-    let launch = Launch { builtin, args };
+    Ok(Launch { builtin, args })
+}
+
+/// The launch that a kernel node makes.
+pub(crate) fn node(w: &mut World, ctx: usize, p: &CUDA_KERNEL_NODE_PARAMS_v1) -> Res<Launch> {
+    let shape = Shape {
+        grid: [p.gridDimX, p.gridDimY, p.gridDimZ],
+        block: [p.blockDimX, p.blockDimY, p.blockDimZ],
+        shared: p.sharedMemBytes,
+    };
+    let arguments = Arguments {
+        pointers: p.kernelParams as *const *const c_void,
+        extra: p.extra as *const *const c_void,
+    };
+    build(w, ctx, p.func as usize, &shape, &arguments)
+}
+
+fn launch(
+    handle: usize,
+    shape: &Shape,
+    stream: usize,
+    arguments: &Arguments,
+    flavour: Flavour,
+) -> Res {
+    let mut w = world();
+    let sid = w.stream(stream, flavour)?;
+    let ctx = w.streams[&sid].ctx;
+    let launch = build(&mut w, ctx, handle, shape, arguments)?;
     let ranges = launch.ranges();
     w.submit(
         sid,
-        builtin.name,
+        launch.builtin.name,
         Work::Launch(Arc::new(launch)),
         ranges,
         Vec::new(),

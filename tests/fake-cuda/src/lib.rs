@@ -7,12 +7,13 @@
 //!   passes `gate::enter`: fork guard, fault injection, initialisation, context, panics, trace.
 //! - `config` `misuse` `error` `local` `world`: environment, reports, names, thread state, all state.
 //! - `device` `context` `nvml`: what there is.
-//! - `phys` `handle` `va` `vmm` `memory` `host` `pool` `array` `external` `shared` `pointer` `ipc`: memory, from the
+//! - `phys` `handle` `va` `vmm` `memory` `host` `pool` `pool_share` `array` `external` `shared` `pointer` `ipc`: memory,
+//!   from the
 //!   physical object up to the questions about a pointer.
 //! - `queue` `work` `stream` `event` `race`: asynchrony. A stream is a thread with a queue.
 //! - `copy` `area` `transfer` `memset` `cell`: moving bytes; words that streams write and wait for.
 //! - `ptx` `module` `library` `kernel` `launch`: code.
-//! - `capture` `refuse` `graph`: recording work and replaying it.
+//! - `capture` `refuse` `graph` `node` `graph_memory`: recording work and replaying it.
 //! - `resolve`: names to addresses.
 //!
 //! Nothing happens before the first call, and nothing is ever torn down: the state survives the
@@ -35,6 +36,7 @@ mod error;
 mod event;
 mod external;
 mod graph;
+mod graph_memory;
 mod green;
 mod handle;
 mod host;
@@ -47,10 +49,12 @@ mod memory;
 mod memset;
 mod misuse;
 mod module;
+mod node;
 mod nvml;
 mod phys;
 mod pointer;
 mod pool;
+mod pool_share;
 mod ptx;
 mod queue;
 mod race;

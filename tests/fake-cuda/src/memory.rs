@@ -1,11 +1,13 @@
 //! Device memory by size: `cuMemAlloc` and its kin.
 //!
-//! Up to 2 MiB an allocation is cut from a 2 MiB block; beyond that it has a block of its own.
+//! Up to 2 MiB an allocation is cut from a 2 MiB block; beyond that it has a block of its own. A pool's allocations are
+//! cut from blocks of 32 MiB and multiples of it (measured).
 use core::ffi::c_uint;
 
 use greenboost_abi::{CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_OUT_OF_MEMORY};
 
 use crate::abi::{Out, Res};
+use crate::config::config;
 use crate::misuse::{leak, misuse};
 use crate::phys::{GRANULE, Phys, Place};
 use crate::queue::drain_where;
@@ -35,7 +37,8 @@ pub(crate) struct Alloc {
     pub pool: usize,
     /// `cuMemFreeAsync` was called: the program may not use it in later operations.
     pub doomed: bool,
-    pub sync_memops: bool,
+    /// On which stream.
+    pub freed_on: u64,
 }
 
 impl World {
@@ -62,11 +65,28 @@ impl World {
         cut: bool,
         pool: usize,
     ) -> Res<u64> {
-        let phys = Phys::new(Place::Device(device), size, false)?;
-        let start = self.space.reserve(size, GRANULE, 0, Owner::Driver)?;
+        let owner = self.pools.get(&pool);
+        if owner.is_some_and(|p| p.most > 0 && self.reserved(pool) + size > p.most) {
+            return Err(CUDA_ERROR_OUT_OF_MEMORY);
+        }
+        let place = owner.map_or(Place::Device(device), |p| p.place);
+        // Where devices are shared, other processes may want to open it.
+        let exportable = owner.is_some_and(|p| p.exportable) || config().shared.is_some();
+        let phys = Phys::new(place, size, exportable)?;
+        let align = if pool == 0 {
+            GRANULE
+        } else {
+            config().pool_granule
+        };
+        let start = self.space.reserve(size, align, 0, Owner::Driver)?;
         self.space.map(start, phys, 0);
-        if let Some(m) = self.space.mappings.get_mut(&start) {
+        if let Some(m) = self.space.mappings.get_mut(&start)
+            && place != Place::Host
+        {
             m.rights[device] = READ_WRITE;
+        }
+        if place == Place::Host {
+            self.space.set_host(start, READ_WRITE)?;
         }
         self.blocks.insert(
             start,
@@ -81,6 +101,69 @@ impl World {
         Ok(start)
     }
 
+    /// A block that another process made, with one allocation of it.
+    pub(crate) fn adopt_block(
+        &mut self,
+        ctx: usize,
+        pool: usize,
+        phys: std::sync::Arc<Phys>,
+        offset: u64,
+        size: u64,
+    ) -> Res<u64> {
+        let device = self.contexts[&ctx].device;
+        self.adopt_for(ctx, (device, device), pool, phys, (offset, size))
+    }
+
+    /// Maps another process's block for the devices here, and enters the one allocation of it that was opened.
+    pub(crate) fn add_opened(
+        &mut self,
+        ctx: usize,
+        device: usize,
+        here: usize,
+        phys: std::sync::Arc<Phys>,
+        offset: u64,
+        size: u64,
+    ) -> Res<u64> {
+        self.adopt_for(ctx, (device, here), 0, phys, (offset, size))
+    }
+
+    fn adopt_for(
+        &mut self,
+        ctx: usize,
+        (device, here): (usize, usize),
+        pool: usize,
+        phys: std::sync::Arc<Phys>,
+        (offset, size): (u64, u64),
+    ) -> Res<u64> {
+        let span = phys.size;
+        let start = self.space.reserve(span, GRANULE, 0, Owner::Driver)?;
+        self.space.map(start, phys, 0);
+        if let Some(m) = self.space.mappings.get_mut(&start) {
+            m.rights[device] = READ_WRITE;
+            m.rights[here] = READ_WRITE;
+        }
+        let block = Block {
+            size: span,
+            ctx,
+            device,
+            cut: false,
+            pool,
+        };
+        self.blocks.insert(start, block);
+        let alloc = Alloc {
+            size,
+            ctx,
+            device,
+            block: start,
+            id: serial(),
+            pool,
+            doomed: false,
+            freed_on: 0,
+        };
+        self.allocs.insert(start + offset, alloc);
+        Ok(start + offset)
+    }
+
     pub(crate) fn drop_block(&mut self, start: u64) {
         self.space.unmap(start);
         self.space.unreserve(start);
@@ -88,20 +171,21 @@ impl World {
     }
 
     fn gap(&self, block: u64, size: u64) -> Option<u64> {
+        let end = block + self.blocks.get(&block).map_or(0, |b| b.size);
         let mut at = block;
-        for (&start, alloc) in self.allocs.range(block..block + GRANULE) {
+        for (&start, alloc) in self.allocs.range(block..end) {
             if at + size <= start {
                 return Some(at);
             }
             at = (start + alloc.size).next_multiple_of(ALIGN);
         }
-        (at + size <= block + GRANULE).then_some(at)
+        (at + size <= end).then_some(at)
     }
 
     /// Cuts or maps a new allocation, for `cuMemAlloc` (pool 0) or for a pool.
     pub(crate) fn alloc(&mut self, ctx: usize, device: usize, size: u64, pool: usize) -> Res<u64> {
         let same = |b: &Block| b.device == device && b.pool == pool && (pool != 0 || b.ctx == ctx);
-        let (va, block) = if size < GRANULE {
+        let (va, block) = if size < GRANULE || pool != 0 {
             let cut = self.blocks.iter().filter(|(_, b)| b.cut && same(b));
             let found = cut
                 .map(|(&start, _)| start)
@@ -109,23 +193,19 @@ impl World {
             let (va, block) = match found {
                 Some(place) => place,
                 None => {
-                    let start = self.add_block(ctx, device, GRANULE, true, pool)?;
+                    let start = self.add_cut_block(ctx, device, size, pool)?;
                     (start, start)
                 }
             };
-            self.paint(va, size, 0xa5);
+            if size < GRANULE {
+                self.paint(va, size, 0xa5);
+            }
             (va, block)
         } else {
             let whole = size
                 .checked_next_multiple_of(GRANULE)
                 .ok_or(CUDA_ERROR_OUT_OF_MEMORY)?;
-            let idle = |start: u64, b: &Block| {
-                !b.cut && pool != 0 && same(b) && b.size == whole && self.vacant(start)
-            };
-            let start = match self.blocks.iter().find(|(start, b)| idle(**start, b)) {
-                Some((&start, _)) => start,
-                None => self.add_block(ctx, device, whole, false, pool)?,
-            };
+            let start = self.add_block(ctx, device, whole, false, pool)?;
             (start, start)
         };
         self.allocs.insert(
@@ -138,7 +218,7 @@ impl World {
                 id: serial(),
                 pool,
                 doomed: false,
-                sync_memops: true,
+                freed_on: 0,
             },
         );
         Ok(va)
@@ -166,9 +246,26 @@ impl World {
                 id: serial(),
                 pool: 0,
                 doomed: false,
-                sync_memops: true,
+                freed_on: 0,
             },
         );
+    }
+
+    /// A block to cut an allocation of this size from. Where a pool's granule is not to be had, less may be.
+    fn add_cut_block(&mut self, ctx: usize, device: usize, size: u64, pool: usize) -> Res<u64> {
+        let rounded = |granule| {
+            size.checked_next_multiple_of(granule)
+                .ok_or(CUDA_ERROR_OUT_OF_MEMORY)
+        };
+        if pool == 0 {
+            return self.add_block(ctx, device, GRANULE, true, pool);
+        }
+        match self.add_block(ctx, device, rounded(config().pool_granule)?, true, pool) {
+            Err(CUDA_ERROR_OUT_OF_MEMORY) => {
+                self.add_block(ctx, device, rounded(GRANULE)?, true, pool)
+            }
+            other => other,
+        }
     }
 
     /// Whether no live allocation lies in the block.
@@ -198,6 +295,7 @@ impl World {
         let Some(alloc) = self.allocs.remove(&va) else {
             return;
         };
+        self.synchronous.remove(&va);
         if alloc.pool == 0 && self.vacant(alloc.block) {
             self.drop_block(alloc.block);
         }
@@ -214,6 +312,7 @@ impl World {
             self.free_alloc(va);
         }
         self.free_host_memory(ctx);
+        self.forget_opened(ctx);
     }
 }
 
@@ -232,7 +331,8 @@ fn alloc(size: u64) -> Res<u64> {
     w.alloc(owner, device, size, 0)
 }
 
-/// `cuMemFree` waits for the whole device, as the real one was measured to do.
+/// `cuMemFree` waits for the whole device, as the real one was measured to do. Memory of a pool it frees at once: the
+/// program says that it is done with it.
 fn free(va: u64) -> Res {
     let mut w = world();
     w.refuse_unsafe("cuMemFree")?;
@@ -242,13 +342,27 @@ fn free(va: u64) -> Res {
     if w.managed(va) {
         return w.free_managed(va);
     }
+    if w.opened.contains_key(&va) {
+        // Another process's: it is closed, not freed.
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
     let variable = w.modules.values().any(|m| m.owns(va));
     let Some(alloc) = w.allocs.get(&va).filter(|a| !a.doomed && !variable) else {
         misuse!("free of {va:#x}, which is no allocation");
         return Err(CUDA_ERROR_INVALID_VALUE);
     };
-    let device = alloc.device;
-    w = drain_where(w, |s| s.device == device);
+    let (device, pool, end) = (alloc.device, alloc.pool, va + alloc.size);
+    if !w.kept_by_program(va) {
+        misuse!("free of {va:#x}, which its graph frees");
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    if pool == 0 {
+        w = drain_where(w, |s| s.device == device);
+        // And for other devices' copies from the memory (not measured).
+        if w.flight.touching(va, end).is_some() {
+            w = drain_where(w, |_| true);
+        }
+    }
     let Some(alloc) = w.allocs.get(&va) else {
         misuse!("free of {va:#x} by two threads at once");
         return Err(CUDA_ERROR_INVALID_VALUE);

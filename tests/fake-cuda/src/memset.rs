@@ -2,7 +2,7 @@
 use core::ffi::{c_uchar, c_uint, c_ushort};
 use std::sync::Arc;
 
-use greenboost_abi::CUDA_ERROR_INVALID_VALUE;
+use greenboost_abi::{CUDA_ERROR_INVALID_VALUE, CUDA_MEMSET_NODE_PARAMS};
 
 use crate::abi::Res;
 use crate::gate::Flavour;
@@ -12,7 +12,7 @@ use crate::race::How;
 use crate::stream::failed;
 use crate::va::{Fault, Who};
 use crate::work::{Site, Work};
-use crate::world::world;
+use crate::world::{World, world};
 
 /// Rows of equal elements of 1, 2 or 4 bytes.
 #[derive(Clone, Copy)]
@@ -26,6 +26,11 @@ pub(crate) struct Fill {
 }
 
 impl Fill {
+    /// Whether it is one row.
+    pub(crate) fn flat(&self) -> bool {
+        self.height == 1
+    }
+
     fn row(&self) -> u64 {
         self.width * self.element
     }
@@ -60,13 +65,8 @@ unsafe fn spread<T: Copy>(at: *mut T, n: usize, value: T) {
     }
 }
 
-/// Synchronous calls return at once on VRAM, and wait where host memory is behind the range (measured).
-fn fill(fill: Fill, stream: Option<usize>, flavour: Flavour, name: &'static str) -> Res {
-    let mut w = world();
-    let sid = w.stream(stream.unwrap_or(0), flavour)?;
-    if fill.width == 0 || fill.height == 0 {
-        return Ok(());
-    }
+/// How far it reaches, if it is one that the driver takes.
+fn reach(w: &World, fill: &Fill) -> Res<u64> {
     if !fill.va.is_multiple_of(fill.element) || !fill.pitch.is_multiple_of(fill.element) {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
@@ -91,7 +91,35 @@ fn fill(fill: Fill, stream: Option<usize>, flavour: Flavour, name: &'static str)
         );
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
-    let wait = stream.is_none() && w.host_backed(fill.va, len);
+    Ok(len)
+}
+
+/// A memset that a graph makes, and how far it reaches.
+pub(crate) fn node(w: &World, p: &CUDA_MEMSET_NODE_PARAMS) -> Res<(Fill, u64)> {
+    let fill = Fill {
+        va: p.dst,
+        pitch: p.pitch as u64,
+        element: u64::from(p.elementSize),
+        value: p.value,
+        width: p.width as u64,
+        height: p.height as u64,
+    };
+    if !matches!(fill.element, 1 | 2 | 4) || fill.width == 0 || fill.height == 0 {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    let len = reach(w, &fill)?;
+    Ok((fill, len))
+}
+
+/// Synchronous calls return at once on VRAM, and wait where host memory is behind the range (measured).
+fn fill(fill: Fill, stream: Option<usize>, flavour: Flavour, name: &'static str) -> Res {
+    let mut w = world();
+    let sid = w.stream(stream.unwrap_or(0), flavour)?;
+    if fill.width == 0 || fill.height == 0 {
+        return Ok(());
+    }
+    let len = reach(&w, &fill)?;
+    let wait = stream.is_none() && (w.host_backed(fill.va, len) || w.waits_synchronously(fill.va));
     let ctx = w.streams[&sid].ctx;
     let ranges = vec![(fill.va, fill.va + len)];
     let seq = w.submit(sid, name, Work::Fill(Arc::new(fill)), ranges, Vec::new())?;

@@ -148,6 +148,13 @@ impl Phys {
     }
 }
 
+impl Phys {
+    /// The descriptor's number; -1 where none is kept.
+    pub(crate) fn descriptor(&self) -> i64 {
+        self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd().into())
+    }
+}
+
 impl Drop for Phys {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `around`, which nobody can reach any more.

@@ -5,6 +5,7 @@ use greenboost_abi::*;
 
 use crate::abi::{In, Out, Res};
 use crate::config::config;
+use crate::graph_memory::GRAPH;
 use crate::host::Sort;
 use crate::memory::range;
 use crate::phys::{GRANULE, Place};
@@ -73,14 +74,16 @@ fn device(
         CU_POINTER_ATTRIBUTE_HOST_POINTER => return Ok(None),
         CU_POINTER_ATTRIBUTE_P2P_TOKENS if host => return Ok(None),
         CU_POINTER_ATTRIBUTE_P2P_TOKENS => Value::Pair(0, 0),
-        CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => Value::Bool(alloc.map_or(!host, |a| a.sync_memops)),
+        CU_POINTER_ATTRIBUTE_SYNC_MEMOPS => Value::Bool(w.is_synchronous(va)),
         CU_POINTER_ATTRIBUTE_BUFFER_ID => Value::Word(alloc.map_or(m.phys.id, |a| a.id)),
         CU_POINTER_ATTRIBUTE_IS_MANAGED => Value::Bool(false),
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL => Value::Int(match m.phys.place {
             Place::Device(d) => d as c_int,
             Place::Host => m.rights.iter().position(|r| *r != 0).unwrap_or(0) as c_int,
         }),
-        CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE => Value::Bool(driver && pool == 0),
+        CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE => {
+            Value::Bool(driver && pool == 0 && !w.opened.contains_key(&start))
+        }
         CU_POINTER_ATTRIBUTE_RANGE_START_ADDR => Value::Word(start),
         CU_POINTER_ATTRIBUTE_RANGE_SIZE => Value::Word(size),
         CU_POINTER_ATTRIBUTE_MAPPED => Value::Bool(true),
@@ -90,7 +93,7 @@ fn device(
                 .map_or(0, |entry| entry.prop.types as u64),
         ),
         CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE => Value::Bool(
-            driver
+            driver && pool == 0
                 || w.handles
                     .get(&m.handle)
                     .is_some_and(|entry| entry.prop.rdma != 0),
@@ -99,13 +102,33 @@ fn device(
             let here = w.device_here().unwrap_or(0);
             Value::Int(c_int::from(m.rights[here]))
         }
+        CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE if pool == GRAPH => Value::Word(0),
         CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE => Value::Word(pool as u64),
         CU_POINTER_ATTRIBUTE_MAPPING_SIZE => Value::Word(mapping.1),
         CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR => Value::Word(mapping.0),
         CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID => Value::Word(m.phys.id),
-        HW_DECOMPRESS_CAPABLE => Value::Bool(driver),
+        HW_DECOMPRESS_CAPABLE => Value::Bool(driver && pool == 0),
         _ => Value::Bool(false),
     }))
+}
+
+impl World {
+    /// The allocation or mapping that `SYNC_MEMOPS` of an address is kept for.
+    fn synchronous_start(&self, va: u64) -> Option<u64> {
+        let mapping = || self.space.mapping_of(va).map(|(start, _)| start);
+        self.alloc_of(va).map(|(start, _)| start).or_else(mapping)
+    }
+
+    /// Whether synchronous operations on these bytes wait because of it: of mapped memory it has no effect (measured).
+    pub(crate) fn waits_synchronously(&self, va: u64) -> bool {
+        self.alloc_of(va).is_some() && self.is_synchronous(va)
+    }
+
+    /// Whether it is set.
+    pub(crate) fn is_synchronous(&self, va: u64) -> bool {
+        self.synchronous_start(va)
+            .is_some_and(|start| self.synchronous.contains(&start))
+    }
 }
 
 fn host(w: &World, va: u64, attribute: CUpointer_attribute) -> Option<Value> {
@@ -185,7 +208,14 @@ fn store(to: *mut c_void, value: Value) -> Res {
 
 api! {
     Init cuPointerGetAttribute { 4000 cuPointerGetAttribute Legacy } (data: *mut c_void, attribute: CUpointer_attribute, va: u64) |_f| {
-        let value = look(&world(), va, attribute)?.ok_or(CUDA_ERROR_INVALID_VALUE)?;
+        let mut w = world();
+        let value = look(&w, va, attribute)?.ok_or(CUDA_ERROR_INVALID_VALUE)?;
+        // Whoever asks for the tokens is going to let another device in (measured).
+        if attribute == CU_POINTER_ATTRIBUTE_P2P_TOKENS
+            && let Some(start) = w.synchronous_start(va)
+        {
+            w.synchronous.insert(start);
+        }
         store(data, value)
     }
     Init cuPointerGetAttributes { 7000 cuPointerGetAttributes Legacy } (count: c_uint, attributes: In<CUpointer_attribute>, data: In<*mut c_void>, va: u64) |_f| {
@@ -210,10 +240,15 @@ api! {
         }
         let on = value.get()? != 0;
         let mut w = world();
-        let start = w.alloc_of(va).map(|(start, _)| start).ok_or(CUDA_ERROR_INVALID_VALUE)?;
-        if let Some(alloc) = w.allocs.get_mut(&start) {
-            alloc.sync_memops = on;
-        }
+        let Some((start, _)) = w.alloc_of(va) else {
+            // Of mapped memory it is refused (measured).
+            let mapped = w.space.mapping_of(va).is_some();
+            return Err(if mapped { CUDA_ERROR_NOT_SUPPORTED } else { CUDA_ERROR_INVALID_VALUE });
+        };
+        match on {
+            true => w.synchronous.insert(start),
+            false => w.synchronous.remove(&start),
+        };
         Ok(())
     }
     Context cuMemRangeGetAttribute { 8000 cuMemRangeGetAttribute Legacy } (data: Out<c_int>, size: usize, attribute: c_int, va: u64, len: usize) |_f| {

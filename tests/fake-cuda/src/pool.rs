@@ -1,23 +1,34 @@
 //! Stream-ordered allocation. Memory is there from the call on; a free takes effect in stream order.
-use core::ffi::{c_int, c_void};
+use core::ffi::c_int;
 
 use greenboost_abi::{
-    CU_MEM_LOCATION_TYPE_DEVICE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED,
-    CUDA_ERROR_OUT_OF_MEMORY, CUmemAccessDesc, CUmemLocation,
+    CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_DEVICE, CU_MEM_LOCATION_TYPE_HOST_NUMA,
+    CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, CUDA_ERROR_OUT_OF_MEMORY, CUmemAccessDesc,
+    CUmemLocation, CUmemPoolProps,
 };
 
 use crate::abi::{In, Out, Res};
+use crate::config::config;
 use crate::device;
 use crate::gate::Flavour;
 use crate::misuse::misuse;
-use crate::phys;
+use crate::phys::{self, Place};
 use crate::va::READ_WRITE;
 use crate::work::{Site, Work};
-use crate::world::{Kind, World, world};
+use crate::world::{Kind, World, serial, world};
+
+/// The first driver that makes pools on host NUMA nodes, as CCCL documents its own pools.
+const HOST_POOLS_SINCE: u32 = 12060;
 
 pub(crate) struct Pool {
-    pub device: usize,
+    /// Where its memory is. Memory on the host is the CPU's from the start, and a device's once it is given access.
+    pub place: Place,
     default: bool,
+    /// Whether its memory may leave the process, and whether it came from another one: then nothing is allocated from it.
+    pub exportable: bool,
+    pub imported: bool,
+    /// Most bytes that it may reserve; 0: as many as there are.
+    pub most: u64,
     /// Bytes that stay reserved when allocations are freed.
     threshold: u64,
     reuse: [c_int; 3],
@@ -27,25 +38,15 @@ pub(crate) struct Pool {
     access: Vec<(usize, u8)>,
 }
 
-/// `CUmemPoolProps`
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PoolProps {
-    allocType: c_int,
-    handleTypes: c_int,
-    location: CUmemLocation,
-    win32SecurityAttributes: *mut c_void,
-    maxSize: usize,
-    usage: u16,
-    reserved: [u8; 54],
-}
-
 impl World {
-    pub(crate) fn add_pool(&mut self, device: usize, default: bool) -> usize {
+    pub(crate) fn add_pool(&mut self, place: Place, default: bool) -> usize {
         let handle = self.fresh(Kind::Pool) as usize;
         let pool = Pool {
-            device,
+            place,
             default,
+            most: 0,
+            exportable: false,
+            imported: false,
             threshold: 0,
             reuse: [1; 3],
             reserved_high: 0,
@@ -56,7 +57,7 @@ impl World {
         handle
     }
 
-    fn reserved(&self, pool: usize) -> u64 {
+    pub(crate) fn reserved(&self, pool: usize) -> u64 {
         self.blocks
             .values()
             .filter(|b| b.pool == pool)
@@ -64,12 +65,20 @@ impl World {
             .sum()
     }
 
+    /// What is freed is used no more from the call on, also while the free is queued (measured).
     fn used(&self, pool: usize) -> u64 {
         self.allocs
             .values()
-            .filter(|a| a.pool == pool)
+            .filter(|a| a.pool == pool && !a.doomed)
             .map(|a| a.size)
             .sum()
+    }
+
+    /// Whether an address is in memory that a pool has on the host.
+    pub(crate) fn on_host_by_pool(&self, va: u64) -> bool {
+        self.space
+            .mapping_of(va)
+            .is_some_and(|(_, m)| m.handle == 0 && m.phys.place == Place::Host)
     }
 
     /// Gives empty blocks back until no more than `keep` bytes stay reserved.
@@ -94,7 +103,7 @@ pub(crate) fn trim_device(w: &mut World, device: usize) {
     let pools: Vec<usize> = w
         .pools
         .iter()
-        .filter(|(_, p)| p.device == device)
+        .filter(|(_, p)| p.place == Place::Device(device))
         .map(|(h, _)| *h)
         .collect();
     pools.into_iter().for_each(|pool| w.trim_pool(pool, 0));
@@ -111,9 +120,10 @@ pub(crate) fn give_back(w: &mut World, va: u64) {
 }
 
 /// The turn of a `cuMemFreeAsync` in its stream.
-pub(crate) fn free_now(site: &Site, va: u64) {
+pub(crate) fn free_now(site: &Site, va: u64, id: u64) {
     let mut w = world();
-    let Some(alloc) = w.allocs.get(&va) else {
+    // It may be in use again by what comes behind the free.
+    let Some(alloc) = w.allocs.get(&va).filter(|a| a.id == id) else {
         return;
     };
     let end = va + alloc.size;
@@ -127,14 +137,26 @@ fn alloc(size: u64, pool: Option<usize>, stream: usize, flavour: Flavour) -> Res
     let mut w = world();
     let sid = w.stream(stream, flavour)?;
     if w.streams[&sid].capture.is_some() {
-        return Err(CUDA_ERROR_NOT_SUPPORTED);
+        return w.capture_alloc(sid, size, pool);
     }
     w.refuse_unsafe("cuMemAllocAsync")?;
     let (ctx, device) = (w.streams[&sid].ctx, w.streams[&sid].device);
     let pool = pool.unwrap_or(w.devices[device].pool);
-    let device = w.pools.get(&pool).ok_or(CUDA_ERROR_INVALID_VALUE)?.device;
+    let entry = w.pools.get(&pool).filter(|p| !p.imported);
+    let device = match entry.ok_or(CUDA_ERROR_INVALID_VALUE)?.place {
+        Place::Device(owner) => owner,
+        Place::Host => device,
+    };
     if size == 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    let again = w
+        .allocs
+        .iter_mut()
+        .find(|(_, a)| a.pool == pool && a.doomed && a.freed_on == sid && a.size == size);
+    if let Some((va, alloc)) = again {
+        (alloc.doomed, alloc.id) = (false, serial());
+        return Ok(*va);
     }
     let va = match w.alloc(ctx, device, size, pool) {
         Err(CUDA_ERROR_OUT_OF_MEMORY) if phys::free(device) < size => {
@@ -164,33 +186,58 @@ fn free(va: u64, stream: usize, flavour: Flavour) -> Res {
         return Ok(());
     }
     if w.streams[&sid].capture.is_some() {
-        return Err(CUDA_ERROR_NOT_SUPPORTED);
+        return w.capture_free(sid, va);
     }
-    match w.allocs.get_mut(&va) {
-        Some(alloc) if !alloc.doomed => alloc.doomed = true,
+    w.refuse_unsafe("cuMemFreeAsync")?;
+    if !w.kept_by_program(va) {
+        misuse!("free async of {va:#x}, which its graph frees");
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    let id = match w.allocs.get_mut(&va) {
+        Some(alloc) if !alloc.doomed => {
+            (alloc.doomed, alloc.freed_on) = (true, sid);
+            alloc.id
+        }
         Some(_) => {
-            // The real driver takes it without a word (measured).
             misuse!("free async of {va:#x} for the second time");
-            return Ok(());
+            return Err(CUDA_ERROR_INVALID_VALUE);
         }
         _ => {
             misuse!("free async of {va:#x}, which is no allocation");
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
-    }
-    w.submit(sid, "free async", Work::Free(va), Vec::new(), Vec::new())
-        .map(drop)
+    };
+    w.submit(
+        sid,
+        "free async",
+        Work::Free(va, id),
+        Vec::new(),
+        Vec::new(),
+    )
+    .map(drop)
 }
 
-fn create(props: PoolProps) -> Res<usize> {
-    if props.allocType != 1 || props.handleTypes & !1 != 0 {
+fn create(props: CUmemPoolProps) -> Res<usize> {
+    if props.allocType != CU_MEM_ALLOCATION_TYPE_PINNED || props.handleTypes & !1 != 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
-    if props.location.type_ != CU_MEM_LOCATION_TYPE_DEVICE {
-        return Err(CUDA_ERROR_NOT_SUPPORTED);
+    let place = match props.location.type_ {
+        CU_MEM_LOCATION_TYPE_DEVICE => Place::Device(device::check(props.location.id)?),
+        CU_MEM_LOCATION_TYPE_HOST_NUMA
+            if !config().host_numa || config().driver < HOST_POOLS_SINCE =>
+        {
+            return Err(CUDA_ERROR_NOT_SUPPORTED);
+        }
+        CU_MEM_LOCATION_TYPE_HOST_NUMA if props.location.id == 0 => Place::Host,
+        _ => return Err(CUDA_ERROR_INVALID_VALUE),
+    };
+    let mut w = world();
+    let pool = w.add_pool(place, false);
+    if let Some(entry) = w.pools.get_mut(&pool) {
+        entry.exportable = props.handleTypes != 0;
+        entry.most = props.maxSize as u64;
     }
-    let device = device::check(props.location.id)?;
-    Ok(world().add_pool(device, false))
+    Ok(pool)
 }
 
 fn destroy(pool: usize) -> Res {
@@ -200,8 +247,9 @@ fn destroy(pool: usize) -> Res {
         .get(&pool)
         .filter(|p| !p.default)
         .ok_or(CUDA_ERROR_INVALID_VALUE)?;
-    let device = entry.device;
-    if w.devices[device].pool == pool {
+    if let Place::Device(device) = entry.place
+        && w.devices[device].pool == pool
+    {
         w.devices[device].pool = w.devices[device].default_pool;
     }
     w.trim_pool(pool, 0);
@@ -211,6 +259,7 @@ fn destroy(pool: usize) -> Res {
 
 fn set_attribute(pool: usize, attribute: c_int, value: usize) -> Res {
     let mut w = world();
+    let (reserved, used) = (w.reserved(pool), w.used(pool));
     let entry = w.pools.get_mut(&pool).ok_or(CUDA_ERROR_INVALID_VALUE)?;
     if value == 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
@@ -220,8 +269,8 @@ fn set_attribute(pool: usize, attribute: c_int, value: usize) -> Res {
         match attribute {
             1..=3 => entry.reuse[attribute as usize - 1] = (value as *const c_int).read_unaligned(),
             4 => entry.threshold = (value as *const u64).read_unaligned(),
-            6 if (value as *const u64).read_unaligned() == 0 => entry.reserved_high = 0,
-            8 if (value as *const u64).read_unaligned() == 0 => entry.used_high = 0,
+            6 if (value as *const u64).read_unaligned() == 0 => entry.reserved_high = reserved,
+            8 if (value as *const u64).read_unaligned() == 0 => entry.used_high = used,
             _ => return Err(CUDA_ERROR_INVALID_VALUE),
         }
     }
@@ -229,7 +278,8 @@ fn set_attribute(pool: usize, attribute: c_int, value: usize) -> Res {
 }
 
 fn get_attribute(pool: usize, attribute: c_int, value: usize) -> Res {
-    let w = world();
+    let mut w = world();
+    w.refuse_unsafe("cuMemPoolGetAttribute")?;
     let entry = w.pools.get(&pool).ok_or(CUDA_ERROR_INVALID_VALUE)?;
     if value == 0 {
         return Err(CUDA_ERROR_INVALID_VALUE);
@@ -256,7 +306,10 @@ fn set_access(pool: usize, descs: Vec<CUmemAccessDesc>) -> Res {
     let mut w = world();
     w.pools.get(&pool).ok_or(CUDA_ERROR_INVALID_VALUE)?;
     for desc in descs {
-        if desc.location.type_ != CU_MEM_LOCATION_TYPE_DEVICE || !matches!(desc.flags, 0 | 1 | 3) {
+        if desc.location.type_ != CU_MEM_LOCATION_TYPE_DEVICE {
+            return Err(CUDA_ERROR_NOT_SUPPORTED);
+        }
+        if !matches!(desc.flags, 0 | 1 | 3) {
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
         let (device, rights) = (device::check(desc.location.id)?, desc.flags as u8);
@@ -283,7 +336,7 @@ fn get_access(pool: usize, location: CUmemLocation) -> Res<c_int> {
     let w = world();
     let entry = w.pools.get(&pool).ok_or(CUDA_ERROR_INVALID_VALUE)?;
     let device = device::check(location.id)?;
-    let own = if entry.device == device {
+    let own = if entry.place == Place::Device(device) {
         READ_WRITE
     } else {
         0
@@ -295,6 +348,27 @@ fn get_access(pool: usize, location: CUmemLocation) -> Res<c_int> {
             .find(|(d, _)| *d == device)
             .map_or(own, |(_, rights)| *rights),
     ))
+}
+
+fn set_current(device: usize, pool: usize) -> Res {
+    let mut w = world();
+    if w.pools
+        .get(&pool)
+        .is_none_or(|p| p.place != Place::Device(device))
+    {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
+    w.devices[device].pool = pool;
+    Ok(())
+}
+
+/// The device of a location. The pools of host locations and of managed memory are not simulated.
+fn at(location: In<CUmemLocation>, kind: c_int) -> Res<usize> {
+    let location = location.get()?;
+    match (location.type_, kind) {
+        (CU_MEM_LOCATION_TYPE_DEVICE, CU_MEM_ALLOCATION_TYPE_PINNED) => device::check(location.id),
+        _ => Err(CUDA_ERROR_NOT_SUPPORTED),
+    }
 }
 
 api! {
@@ -316,13 +390,15 @@ api! {
         11020 cuMemFreeAsync Legacy,
         11020 cuMemFreeAsync_ptsz PerThread,
     } (va: u64, stream: usize) |f| { free(va, stream, f) }
-    Init cuMemPoolCreate { 11020 cuMemPoolCreate Legacy } (pool: Out<usize>, props: In<PoolProps>) |_f| {
+    Init cuMemPoolCreate { 11020 cuMemPoolCreate Legacy } (pool: Out<usize>, props: In<CUmemPoolProps>) |_f| {
         pool.check()?;
+        world().refuse_unsafe("cuMemPoolCreate")?;
         pool.set(create(props.get()?)?)
     }
     Init cuMemPoolDestroy { 11020 cuMemPoolDestroy Legacy } (pool: usize) |_f| { destroy(pool) }
     Init cuMemPoolTrimTo { 11020 cuMemPoolTrimTo Legacy } (pool: usize, keep: usize) |_f| {
         let mut w = world();
+        w.refuse_unsafe("cuMemPoolTrimTo")?;
         w.pools.get(&pool).ok_or(CUDA_ERROR_INVALID_VALUE)?;
         w.trim_pool(pool, keep as u64);
         Ok(())
@@ -334,6 +410,7 @@ api! {
         get_attribute(pool, attribute, value)
     }
     Init cuMemPoolSetAccess { 11020 cuMemPoolSetAccess Legacy } (pool: usize, descs: In<CUmemAccessDesc>, count: usize) |_f| {
+        world().refuse_unsafe("cuMemPoolSetAccess")?;
         set_access(pool, descs.many(count)?)
     }
     Init cuMemPoolGetAccess { 11020 cuMemPoolGetAccess Legacy } (flags: Out<c_int>, pool: usize, location: In<CUmemLocation>) |_f| {
@@ -349,11 +426,15 @@ api! {
     }
     Init cuDeviceSetMemPool { 11020 cuDeviceSetMemPool Legacy } (device: c_int, pool: usize) |_f| {
         let device = device::check(device)?;
-        let mut w = world();
-        if w.pools.get(&pool).is_none_or(|p| p.device != device) {
-            return Err(CUDA_ERROR_INVALID_VALUE);
-        }
-        w.devices[device].pool = pool;
-        Ok(())
+        set_current(device, pool)
+    }
+    Init cuMemGetDefaultMemPool { 13000 cuMemGetDefaultMemPool Legacy } (pool: Out<usize>, location: In<CUmemLocation>, kind: c_int) |_f| {
+        pool.set(world().devices[at(location, kind)?].default_pool)
+    }
+    Init cuMemGetMemPool { 13000 cuMemGetMemPool Legacy } (pool: Out<usize>, location: In<CUmemLocation>, kind: c_int) |_f| {
+        pool.set(world().devices[at(location, kind)?].pool)
+    }
+    Init cuMemSetMemPool { 13000 cuMemSetMemPool Legacy } (location: In<CUmemLocation>, kind: c_int, pool: usize) |_f| {
+        set_current(at(location, kind)?, pool)
     }
 }

@@ -8,7 +8,7 @@ use crate::queue::Range;
 use crate::race::How;
 use crate::va::{Fault, Segment, Who};
 use crate::work::Site;
-use crate::world::world;
+use crate::world::{World, world};
 
 pub(crate) enum Side {
     /// An address of a device; `device` says whose rights count when that is not the running device.
@@ -33,6 +33,35 @@ pub(crate) struct Copy {
     pub width: u64,
     pub height: u64,
     pub depth: u64,
+    /// What is behind destination and source when the copy is made.
+    pub behind: [Behind; 2],
+}
+
+/// What a copy that a graph holds may be changed to: the same (measured).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Behind {
+    /// Memory that is not the device's.
+    Host,
+    /// Memory that the driver allocated.
+    Driver,
+    /// Mapped into a range: VRAM, host memory, or some of each.
+    Mapped { vram: bool, host: bool },
+}
+
+fn behind(w: &World, plane: &Plane, len: u64) -> Behind {
+    let Side::Device { va, .. } = plane.side else {
+        return Behind::Host;
+    };
+    let first = w.space.mapping_of(va).map_or(va, |(start, _)| start);
+    let mappings = || w.space.mappings.range(first..va + len).map(|(_, m)| m);
+    if mappings().any(|m| m.handle == 0) {
+        return Behind::Driver;
+    }
+    let host = |m: &crate::va::Mapping| m.phys.place == Place::Host;
+    Behind::Mapped {
+        vram: mappings().any(|m| !host(m)),
+        host: mappings().any(host),
+    }
 }
 
 /// What a plane reaches, from its first byte to its last.
@@ -62,6 +91,23 @@ impl Plane {
 }
 
 impl Copy {
+    pub(crate) fn new(
+        w: &World,
+        dst: Plane,
+        src: Plane,
+        (width, height, depth): (u64, u64, u64),
+    ) -> Copy {
+        let behind = [&dst, &src].map(|p| behind(w, p, extent(p, width, height, depth)));
+        Copy {
+            dst,
+            src,
+            width,
+            height,
+            depth,
+            behind,
+        }
+    }
+
     /// The device addresses that the copy names.
     pub(crate) fn ranges(&self) -> Vec<Range> {
         [&self.dst, &self.src]
@@ -85,6 +131,7 @@ impl Copy {
         } else {
             (self.width, self.height, self.depth)
         };
+        let begun = Instant::now();
         let mut crossing = [0u64; 2];
         for z in 0..depth {
             for y in 0..height {
@@ -106,7 +153,7 @@ impl Copy {
         crossing
             .into_iter()
             .enumerate()
-            .for_each(|(direction, bytes)| throttle(direction, bytes));
+            .for_each(|(direction, bytes)| throttle(direction, bytes, begun));
         Ok(())
     }
 }
@@ -156,8 +203,9 @@ pub(crate) fn zip(a: &[Segment], b: &[Segment], mut each: impl FnMut(Piece, Piec
     }
 }
 
-/// `FAKE_CUDA_LINK`: each direction of the link carries one copy at a time, at the rate set.
-fn throttle(direction: usize, bytes: u64) {
+/// `FAKE_CUDA_LINK`: each direction of the link carries one transfer at a time, at the rate set. What the simulation itself
+/// needed since `begun` counts as part of the transfer. Returns when that would be over; 0 is towards the device.
+pub(crate) fn throttle(direction: usize, bytes: u64, begun: Instant) {
     static FREE_AT: [Mutex<Option<Instant>>; 2] = [const { Mutex::new(None) }; 2];
     let Some(rate) = config().link.filter(|_| bytes > 0) else {
         return;
@@ -166,8 +214,7 @@ fn throttle(direction: usize, bytes: u64) {
         let mut free_at = FREE_AT[direction]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let start = free_at.map_or(now, |at| at.max(now));
+        let start = free_at.map_or(begun, |at| at.max(begun));
         let until = start + Duration::from_secs_f64(bytes as f64 / rate);
         *free_at = Some(until);
         until

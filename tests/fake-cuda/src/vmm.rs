@@ -6,6 +6,7 @@ use greenboost_abi::{
 };
 
 use crate::abi::{In, Out, Res};
+use crate::config::config;
 use crate::device;
 use crate::misuse::misuse;
 use crate::phys::{GRANULE, Place};
@@ -77,6 +78,7 @@ fn unmap(va: u64, size: u64) -> Res {
     }
     w.in_flight_misuse("unmap", va, end);
     for start in starts {
+        w.synchronous.remove(&start);
         if let Some(m) = w.space.unmap(start) {
             if let Some(entry) = w.handles.get_mut(&m.handle) {
                 entry.maps -= 1;
@@ -117,12 +119,20 @@ fn set_access(va: u64, size: u64, descs: In<CUmemAccessDesc>, count: usize) -> R
         };
         match desc.location.type_ {
             CU_MEM_LOCATION_TYPE_DEVICE => {
-                let device = device::check(desc.location.id)?;
+                let device =
+                    device::check(desc.location.id).map_err(|_| CUDA_ERROR_INVALID_VALUE)?;
                 let revoked = starts
                     .iter()
                     .any(|s| w.space.mappings[s].rights[device] & !rights != 0);
                 if revoked {
                     w.in_flight_misuse("access revoked", va, end);
+                }
+                let far = |s: &u64| {
+                    let place = w.space.mappings[s].phys.place;
+                    matches!(place, Place::Device(owner) if owner != device)
+                };
+                if !config().peers && starts.iter().any(far) {
+                    return Err(CUDA_ERROR_INVALID_VALUE);
                 }
                 for start in &starts {
                     if let Some(m) = w.space.mappings.get_mut(start) {
@@ -138,7 +148,7 @@ fn set_access(va: u64, size: u64, descs: In<CUmemAccessDesc>, count: usize) -> R
                     .iter()
                     .any(|s| w.space.mappings[s].phys.place != Place::Host)
                 {
-                    return Err(CUDA_ERROR_INVALID_VALUE);
+                    return Err(CUDA_ERROR_NOT_SUPPORTED);
                 }
                 for start in &starts {
                     w.space.set_host(*start, rights)?;
@@ -170,14 +180,14 @@ fn address_free(va: u64, size: u64) -> Res {
 
 fn get_access(va: u64, location: CUmemLocation) -> Res<u64> {
     let w = world();
-    let (_, m) = w
-        .space
-        .mapping_of(va)
-        .filter(|(_, m)| m.handle != 0)
-        .ok_or(CUDA_ERROR_INVALID_VALUE)?;
+    let (_, m) = w.space.mapping_of(va).ok_or(CUDA_ERROR_INVALID_VALUE)?;
     match location.type_ {
+        // Of memory that the driver maps itself nothing is said (measured).
+        CU_MEM_LOCATION_TYPE_DEVICE if m.handle == 0 => Ok(0),
         CU_MEM_LOCATION_TYPE_DEVICE => Ok(u64::from(m.rights[device::check(location.id)?])),
-        CU_MEM_LOCATION_TYPE_HOST | CU_MEM_LOCATION_TYPE_HOST_NUMA => Ok(u64::from(m.host)),
+        // It says so of VRAM too, and whatever was set (measured).
+        CU_MEM_LOCATION_TYPE_HOST => Ok(3),
+        CU_MEM_LOCATION_TYPE_HOST_NUMA => Ok(u64::from(m.host)),
         _ => Err(CUDA_ERROR_INVALID_VALUE),
     }
 }

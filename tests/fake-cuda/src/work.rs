@@ -63,9 +63,20 @@ pub(crate) enum Work {
         stream: usize,
     },
     Stamp(Arc<OnceLock<Instant>>),
-    /// `cuMemFreeAsync`
-    Free(u64),
+    /// `cuMemFreeAsync`: address and number of the allocation.
+    Free(u64, u64),
     Graph(Arc<Vec<Node>>),
+    /// A graph's event record: the launch does it.
+    Record(usize),
+    /// A graph's wait for an event: the launch waits.
+    WaitFor(usize),
+    /// From here on the graph's allocation may be used.
+    GraphAlloc {
+        va: u64,
+        size: u64,
+    },
+    /// From here on it may not.
+    GraphFree(u64),
     Store(Cell),
     Await(Cell),
 }
@@ -84,7 +95,15 @@ pub(crate) fn run(site: &Site, name: &'static str, work: &Work) -> Res {
         return Ok(());
     }
     let outcome = match work {
-        Work::Nothing => Ok(()),
+        Work::Nothing | Work::Record(_) | Work::WaitFor(_) => Ok(()),
+        Work::GraphAlloc { va, size } => {
+            crate::graph_memory::begin(site, *va, *size);
+            Ok(())
+        }
+        Work::GraphFree(va) => {
+            crate::graph_memory::end(site, *va);
+            Ok(())
+        }
         Work::Launch(launch) => launch.run(site),
         Work::Copy(copy) => copy.run(site),
         Work::Fill(fill) => fill.run(site),
@@ -101,8 +120,8 @@ pub(crate) fn run(site: &Site, name: &'static str, work: &Work) -> Res {
             let _ = stamp.set(Instant::now());
             Ok(())
         }
-        Work::Free(va) => {
-            crate::pool::free_now(site, *va);
+        Work::Free(va, id) => {
+            crate::pool::free_now(site, *va, *id);
             Ok(())
         }
         Work::Graph(nodes) => {

@@ -1,7 +1,7 @@
 //! All state, behind one lock that is never held while work runs.
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use greenboost_abi::{
     CUDA_ERROR_CONTEXT_IS_DESTROYED, CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_NO_DEVICE,
@@ -16,11 +16,15 @@ use crate::context::Context;
 use crate::device::Device;
 use crate::event::Event;
 use crate::external::External;
+use crate::graph::Exec;
+use crate::graph_memory::GraphMemory;
 use crate::handle::Handle;
 use crate::host::HostRange;
+use crate::ipc::Opened;
 use crate::library::{Kernel, Library};
 use crate::memory::{Alloc, Block};
 use crate::module::{Function, Module};
+use crate::phys::Place;
 use crate::pool::Pool;
 use crate::queue::{Flight, Stream};
 use crate::race::Races;
@@ -45,6 +49,10 @@ pub(crate) struct World {
     pub handles: BTreeMap<u64, Handle>,
     pub blocks: BTreeMap<u64, Block>,
     pub allocs: BTreeMap<u64, Alloc>,
+    /// Those of them that are another process's.
+    pub opened: BTreeMap<u64, Opened>,
+    /// Allocations and mappings with `SYNC_MEMOPS`.
+    pub synchronous: BTreeSet<u64>,
     pub host: BTreeMap<u64, HostRange>,
     /// Registrations that ended with their context.
     pub lapsed: BTreeSet<u64>,
@@ -55,7 +63,8 @@ pub(crate) struct World {
     pub externals: BTreeMap<usize, External>,
     pub captures: BTreeMap<u64, Capture>,
     pub graphs: BTreeMap<usize, Vec<Node>>,
-    pub execs: BTreeMap<usize, Arc<Vec<Node>>>,
+    pub execs: BTreeMap<usize, Exec>,
+    pub graph_memory: GraphMemory,
     next: u64,
 }
 
@@ -95,6 +104,8 @@ static WORLD: Mutex<World> = Mutex::new(World {
     handles: BTreeMap::new(),
     blocks: BTreeMap::new(),
     allocs: BTreeMap::new(),
+    opened: BTreeMap::new(),
+    synchronous: BTreeSet::new(),
     host: BTreeMap::new(),
     lapsed: BTreeSet::new(),
     flight: Flight::new(),
@@ -105,6 +116,7 @@ static WORLD: Mutex<World> = Mutex::new(World {
     captures: BTreeMap::new(),
     graphs: BTreeMap::new(),
     execs: BTreeMap::new(),
+    graph_memory: GraphMemory::new(),
     next: 1,
 });
 
@@ -169,7 +181,7 @@ pub(crate) fn init(flags: u32) -> Res {
     w.devices = (0..config().devices).map(|_| Device::new()).collect();
     for ordinal in 0..w.devices.len() {
         w.devices[ordinal].primary = w.fresh(Kind::Context) as usize;
-        let pool = w.add_pool(ordinal, true);
+        let pool = w.add_pool(Place::Device(ordinal), true);
         w.devices[ordinal].default_pool = pool;
         w.devices[ordinal].pool = pool;
     }

@@ -97,32 +97,27 @@ fn a_pointer_table_reaches_what_no_argument_names() {
 }
 
 #[test]
-fn what_the_driver_takes_without_a_word() {
+fn mistakes_that_harm_nobody() {
     let expected = [
         "where nothing is mapped",
         "for the second time",
         "access set on",
     ];
-    records(
-        "what_the_driver_takes_without_a_word",
-        &[],
-        &expected,
-        || {
-            start();
-            let (va, size, s) = (reserve(2 * GRANULE), GRANULE as usize, stream(1));
-            map(va + GRANULE, GRANULE, create(GRANULE, false));
-            // With a hole it is one call as well; of a hole alone it is somebody's mistake.
-            unmap(va, 2 * GRANULE);
-            ok!(cuMemUnmap(va, size));
-            let mut p = 0u64;
-            spin(s, 100);
-            ok!(cuMemAllocAsync(&mut p, 4096usize, s));
-            ok!(cuMemFreeAsync(p, s));
-            ok!(cuMemFreeAsync(p, s));
-            ok!(cuStreamSynchronize(s));
-            assert_eq!(cu!(cuMemSetAccess(va, size, &[1i32, 0, 3], 1usize)), 1);
-        },
-    );
+    records("mistakes_that_harm_nobody", &[], &expected, || {
+        start();
+        let (va, size, s) = (reserve(2 * GRANULE), GRANULE as usize, stream(1));
+        map(va + GRANULE, GRANULE, create(GRANULE, false));
+        // With a hole it is one call as well; of a hole alone it is somebody's mistake.
+        unmap(va, 2 * GRANULE);
+        ok!(cuMemUnmap(va, size));
+        let mut p = 0u64;
+        spin(s, 100);
+        ok!(cuMemAllocAsync(&mut p, 4096usize, s));
+        ok!(cuMemFreeAsync(p, s));
+        assert_eq!(cu!(cuMemFreeAsync(p, s)), 1);
+        ok!(cuStreamSynchronize(s));
+        assert_eq!(cu!(cuMemSetAccess(va, size, &[1i32, 0, 3], 1usize)), 1);
+    });
 }
 
 #[test]

@@ -171,6 +171,12 @@ static void memops(Section& s) {
     MUST(cudaHostAlloc(reinterpret_cast<void**>(&host), 4096, cudaHostAllocMapped));
     memset(host, 0, 4096);
     MUST(cudaMemset(flags, 0, 4 * MiB));
+    // Kernels are loaded at their first launch, which may wait for streams that wait for this thread (CUDA's documentation
+    // of lazy loading; seen here, without greenboost): before anything waits.
+    fill(device, bytes, 0);
+    stir(device, bytes, 0);
+    spin(0.01);
+    (void)fold(device, bytes);
     MUST(cudaDeviceSynchronize());
     cudaStream_t a, b;
     MUST(cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking));

@@ -14,7 +14,38 @@ unsafe impl Sync for Gpu {}
 // SAFETY: as above.
 unsafe impl Send for Gpu {}
 
+/// Properties of a pool on a device; `types`: as what it may leave the process.
+pub fn pool_props(device: CUdevice, types: c_int) -> CUmemPoolProps {
+    CUmemPoolProps {
+        allocType: CU_MEM_ALLOCATION_TYPE_PINNED,
+        handleTypes: types,
+        location: CUmemLocation {
+            type_: CU_MEM_LOCATION_TYPE_DEVICE,
+            id: device,
+        },
+        win32SecurityAttributes: std::ptr::null_mut(),
+        maxSize: 0,
+        usage: 0,
+        reserved: [0; 54],
+    }
+}
+
 impl Gpu {
+    /// A pool of its own.
+    pub fn pool(&self) -> CUmemoryPool {
+        let mut pool = std::ptr::null_mut();
+        let props = pool_props(self.device, CU_MEM_HANDLE_TYPE_NONE);
+        ok(self.cuda.cuMemPoolCreate(&mut pool, &props));
+        pool
+    }
+
+    /// One of a pool's 64-bit numbers.
+    pub fn pool_number(&self, pool: CUmemoryPool, attribute: CUmemPool_attribute) -> u64 {
+        let mut value = 0;
+        ok(self.cuda.cuMemPoolGetAttribute(pool, attribute, &mut value));
+        value
+    }
+
     /// Reached as `REACH` says.
     pub fn open() -> Gpu {
         Gpu::with(Driver::reach())
@@ -217,6 +248,21 @@ impl Kernels {
 
     pub fn fill(&self, gpu: &Gpu, stream: CUstream, p: CUdeviceptr, words: u64, seed: u64) {
         self.launch(gpu, self.fill, stream, &mut [p, words, seed]);
+    }
+
+    /// The function of [`Kernels::fill`], for graph nodes.
+    pub fn fill_function(&self) -> CUfunction {
+        self.fill
+    }
+
+    /// The function of [`Kernels::add`], for graph nodes.
+    pub fn add_function(&self) -> CUfunction {
+        self.add
+    }
+
+    /// The function of [`Kernels::axpy`], for graph nodes.
+    pub fn axpy_function(&self) -> CUfunction {
+        self.axpy
     }
 
     /// Adds to every word.

@@ -73,6 +73,11 @@ impl Roll {
         self.find(context, |_| ()).is_some()
     }
 
+    /// The device of a context.
+    pub fn device(&self, context: usize) -> Option<i32> {
+        self.find(context, |e| e.device)
+    }
+
     /// The contexts on a device, or on all of them.
     pub fn of(&self, device: Option<i32>) -> Vec<usize> {
         self.with(|all| {

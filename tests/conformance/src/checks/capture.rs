@@ -1,9 +1,12 @@
 //! What a capture forbids, and to whom.
 
+use std::sync::Mutex;
+
 use greenboost_abi::*;
 
 use super::forms::{self, Form, On};
-use crate::bench::{Bench, GRANULE, host_vmm, must, prop};
+use super::pool;
+use crate::bench::{Bench, GRANULE, access, host_vmm, must, prop};
 use crate::host::Host;
 use crate::told::Told;
 
@@ -39,6 +42,9 @@ fn rows(b: &Bench, other: usize, range: u64, handle: u64) -> Vec<(&'static str, 
     use Rule::{Always, Safe, Unsafe};
     let (cu, p, event, host) = (&b.cu, b.alloc(4096), b.event(), Host::new(4096).address);
     must(cu.cuEventRecord(event, other), "cuEventRecord");
+    let pool = pool::made(b, pool::Of::Device);
+    let stock: Vec<u64> = (0..9).map(|_| pool::take(b, pool, 4096, other)).collect();
+    let stock = Mutex::new(stock);
     // What a call made goes again, once the capture is over: these leave it.
     let mut rows: Vec<(&'static str, Rule, Act)> = vec![
         (
@@ -102,6 +108,16 @@ fn rows(b: &Bench, other: usize, range: u64, handle: u64) -> Vec<(&'static str, 
             Box::new(move || cu.cuPointerGetAttribute(Some(&mut [0; 32]), 2, p)),
         ),
         (
+            "cuDeviceGetGraphMemAttribute",
+            Safe,
+            Box::new(|| cu.cuDeviceGetGraphMemAttribute(0, 2, Some(&mut 0))),
+        ),
+        (
+            "cuDeviceGraphMemTrim",
+            Safe,
+            Box::new(|| cu.cuDeviceGraphMemTrim(0)),
+        ),
+        (
             "cuMemAlloc 2 MiB",
             Unsafe,
             Box::new(|| cu.cuMemAlloc_v2(Some(&mut 0), GRANULE)),
@@ -131,6 +147,34 @@ fn rows(b: &Bench, other: usize, range: u64, handle: u64) -> Vec<(&'static str, 
             "cuMemAllocAsync(other)",
             Unsafe,
             Box::new(move || cu.cuMemAllocAsync(Some(&mut 0), 4096, other)),
+        ),
+        (
+            "cuMemFreeAsync(other)",
+            Unsafe,
+            Box::new(move || {
+                let p = stock.lock().expect("no panic").pop();
+                cu.cuMemFreeAsync(p.expect("enough for every column"), other)
+            }),
+        ),
+        (
+            "cuMemPoolTrimTo",
+            Unsafe,
+            Box::new(move || cu.cuMemPoolTrimTo(pool, 0)),
+        ),
+        (
+            "cuMemPoolGetAttribute",
+            Unsafe,
+            Box::new(move || cu.cuMemPoolGetAttribute(pool, 5, Some(&mut 0))),
+        ),
+        (
+            "cuMemPoolSetAccess",
+            Unsafe,
+            Box::new(move || cu.cuMemPoolSetAccess(pool, Some(&access(3)), 1)),
+        ),
+        (
+            "cuMemPoolCreate",
+            Unsafe,
+            Box::new(|| pool::try_made(b, pool::Of::Device).map_or_else(|code| code, |_| 0)),
         ),
         (
             "cuMemCreate, cuMemRelease",

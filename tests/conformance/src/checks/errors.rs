@@ -2,6 +2,7 @@
 
 use greenboost_abi::*;
 
+use crate::api::IpcHandle;
 use crate::bench::{Bench, GRANULE, MIB, prop};
 use crate::host::Host;
 use crate::told::Told;
@@ -182,7 +183,7 @@ pub(super) fn refusals(told: &Told) {
             0,
         );
     }
-    let mut ipc = [0; 8];
+    let mut ipc = IpcHandle([0; 8]);
     told.is(
         "cuIpcGetMemHandle of a mapped range",
         b.cu.cuIpcGetMemHandle(Some(&mut ipc), b.range("V2").p),

@@ -46,11 +46,11 @@ fn form<'a>(
     }
 }
 
-fn area(to: u64, from: u64) -> CUDA_MEMCPY2D {
+pub(super) fn area(to: u64, from: u64) -> CUDA_MEMCPY2D {
     rows(to, from, 1000, 100, 4096)
 }
 
-fn cube(to: u64, from: u64, context: usize) -> CUDA_MEMCPY3D {
+pub(super) fn cube(to: u64, from: u64, context: usize) -> CUDA_MEMCPY3D {
     CUDA_MEMCPY3D {
         srcXInBytes: 0,
         srcY: 0,

@@ -8,11 +8,20 @@ mod context;
 mod counted;
 mod errors;
 mod forms;
+mod graph_memory;
 mod launch;
+mod legacy;
 mod meanwhile;
+mod nodes;
 mod nvml;
 mod order;
+mod peers;
+mod pool;
+mod pool_ends;
+mod pool_told;
 mod resolve;
+mod rights;
+mod share;
 mod sizes;
 mod span;
 mod start;
@@ -204,6 +213,46 @@ pub const CHECKS: &[Check] = &[
         run: capture::forms,
     },
     Check {
+        name: "captured_forms",
+        expects: "every copy and memset that can be captured does on any backing what it does on cuMemAlloc memory",
+        run: nodes::captured,
+    },
+    Check {
+        name: "graph_nodes",
+        expects: "nodes made by hand work on any backing",
+        run: nodes::made,
+    },
+    Check {
+        name: "graph_updates",
+        expects: "a memset node may move to any backing, a copy node only within its kind",
+        run: nodes::updated,
+    },
+    Check {
+        name: "graph_memory",
+        expects: "graphs reserve memory at their launch or upload; trimming gives back what no graph uses",
+        run: graph_memory::reserved,
+    },
+    Check {
+        name: "graph_memory_addresses",
+        expects: "what pointer queries and frees say of a graph's allocation, before and after its launch",
+        run: graph_memory::addresses,
+    },
+    Check {
+        name: "graph_memory_kept",
+        expects: "an allocation that its graph does not free forbids a second launch, unless freed at launch",
+        run: graph_memory::kept,
+    },
+    Check {
+        name: "graph_memory_refusals",
+        expects: "what allocation and free nodes refuse",
+        run: graph_memory::refusals,
+    },
+    Check {
+        name: "graph_memory_waits",
+        expects: "neither the attributes nor a trim wait for a kernel",
+        run: graph_memory::waits,
+    },
+    Check {
         name: "sync_vram_to_vram",
         expects: "synchronous copies inside VRAM do not wait",
         run: waits::vram_to_vram,
@@ -304,8 +353,123 @@ pub const CHECKS: &[Check] = &[
         run: nvml::uuids,
     },
     Check {
+        name: "granularity",
+        expects: "all memory comes in multiples of 2 MiB, exportable or not",
+        run: rights::granularity,
+    },
+    Check {
+        name: "access_rights",
+        expects: "cuMemSetAccess and cuMemGetAccess, for devices and for the host",
+        run: rights::rights,
+    },
+    Check {
+        name: "sync_memops",
+        expects: "with SYNC_MEMOPS set, synchronous operations wait (documented)",
+        run: rights::sync_memops,
+    },
+    Check {
+        name: "exportable_handles",
+        expects: "export and import in one process; an import or a descriptor keeps the memory",
+        run: share::handles,
+    },
+    Check {
+        name: "exportable_costs",
+        expects: "what exportable memory costs",
+        run: share::costs,
+    },
+    Check {
+        name: "shared_handles",
+        expects: "an exported handle in another process, while the first has it and after",
+        run: share::processes,
+    },
+    Check {
+        name: "legacy_handles",
+        expects: "cuIpcGetMemHandle, cuIpcOpenMemHandle and cuIpcCloseMemHandle between two processes",
+        run: legacy::legacy,
+    },
+    Check {
+        name: "dma_buf",
+        expects: "cuMemGetHandleForAddressRange where dma-buf is supported",
+        run: share::dma_buf,
+    },
+    Check {
+        name: "peer_access_one_device",
+        expects: "a device is no peer of its own",
+        run: peers::one_device,
+    },
+    Check {
+        name: "peer_access",
+        expects: "two devices: enabling, disabling, what a free waits for",
+        run: peers::two_devices,
+    },
+    Check {
         name: "nvml",
         expects: "NVML and CUDA tell of the same memory",
         run: nvml::memory,
+    },
+    Check {
+        name: "pool_reserved",
+        expects: "a pool reserves at the call, keeps what its threshold says, and gives the rest back when trimmed",
+        run: pool::reserved,
+    },
+    Check {
+        name: "pool_order",
+        expects: "stream-ordered allocations, frees and trims do not wait, on the device and on the host",
+        run: pool::order,
+    },
+    Check {
+        name: "pool_on_host",
+        expects: "a pool on a host NUMA node serves kernels and copies once access is set",
+        run: pool::on_host,
+    },
+    Check {
+        name: "pool_copies",
+        expects: "synchronous copies and memsets inside a device's pool do not wait",
+        run: pool::copies,
+    },
+    Check {
+        name: "pool_host_forms",
+        expects: "copies that ask for device memory refuse a host pool's, and take pinned memory",
+        run: pool::host_forms,
+    },
+    Check {
+        name: "pool_attributes",
+        expects: "what the driver says of pool memory, on the device and on the host",
+        run: pool_told::attributes,
+    },
+    Check {
+        name: "pool_choice",
+        expects: "default and current pools; the same by location on CUDA 13",
+        run: pool_told::choice,
+    },
+    Check {
+        name: "pool_frees",
+        expects: "pool memory is freed once, by either call, on any stream, without waiting",
+        run: pool_ends::frees,
+    },
+    Check {
+        name: "pool_destroyed",
+        expects: "a destroyed pool lives on until its last allocation is freed",
+        run: pool_ends::destroyed,
+    },
+    Check {
+        name: "pool_reset",
+        expects: "pool memory survives a reset of the primary context",
+        run: pool_ends::reset,
+    },
+    Check {
+        name: "pool_export",
+        expects: "an exportable pool gives a descriptor and pointer data; other pools are refused",
+        run: pool_ends::export,
+    },
+    Check {
+        name: "plain_frees_in_order",
+        expects: "cuMemFreeAsync of cuMemAlloc memory does not wait",
+        run: pool_ends::plain,
+    },
+    Check {
+        name: "nvml_link",
+        expects: "a device is found by its UUID, and what NVML counts on its PCIe link is below the link's rate",
+        run: nvml::link,
     },
 ];

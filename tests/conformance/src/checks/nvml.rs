@@ -2,7 +2,10 @@
 
 use greenboost_abi::*;
 
+use std::time::Instant;
+
 use crate::bench::Bench;
+use crate::host::Host;
 use crate::told::Told;
 
 pub(super) fn memory(told: &Told) {
@@ -195,4 +198,91 @@ pub(super) fn uuids(told: &Told) {
         b.cu.nvmlDeviceGetHandleByUUID(c"GPU-0".as_ptr(), Some(&mut none)) != 0,
         true,
     );
+}
+
+/// `NVML_PCIE_UTIL_TX_BYTES` and `NVML_PCIE_UTIL_RX_BYTES`, as the device sees them.
+const COUNTERS: [(&str, u32); 2] = [("sent", 0), ("received", 1)];
+
+/// What the launcher asks to show how busy the link is.
+pub(super) fn link(told: &Told) {
+    let b = Bench::open();
+    if b.cu.symbol("nvmlDeviceGetPcieThroughput").is_none() {
+        return told.skip("no NVML, or none that counts on the link");
+    }
+    told.is("nvmlInit", b.cu.nvmlInit_v2(), NVML_SUCCESS);
+    let (mut by_index, mut by_uuid) = (0, 0);
+    b.cu.nvmlDeviceGetHandleByIndex_v2(0, Some(&mut by_index));
+    let mut uuid = [0; 16];
+    told.is(
+        "cuDeviceGetUuid",
+        b.cu.cuDeviceGetUuid(Some(&mut uuid), 0),
+        0,
+    );
+    let hex = |part: &[u8]| {
+        part.iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let parts = [
+        &uuid[..4],
+        &uuid[4..6],
+        &uuid[6..8],
+        &uuid[8..10],
+        &uuid[10..],
+    ]
+    .map(hex);
+    let mut text = [0u8; 96];
+    let name = format!("GPU-{}", parts.join("-"));
+    text[..name.len()].copy_from_slice(name.as_bytes());
+    let found =
+        b.cu.nvmlDeviceGetHandleByUUID(text.as_ptr().cast(), Some(&mut by_uuid));
+    told.is(
+        "CUDA's UUID, written as NVML does, is found",
+        found,
+        NVML_SUCCESS,
+    );
+    let (mut generation, mut lanes) = (0, 0);
+    let code =
+        b.cu.nvmlDeviceGetMaxPcieLinkGeneration(by_uuid, Some(&mut generation));
+    told.is("the link's generation", code, NVML_SUCCESS);
+    let code =
+        b.cu.nvmlDeviceGetMaxPcieLinkWidth(by_uuid, Some(&mut lanes));
+    told.is("the link's width", code, NVML_SUCCESS);
+    // Gigatransfers per second and lane; 128 of 130 bits are data from the third generation on.
+    let rate = [2.0, 4.0, 7.877, 15.754, 31.508, 60.5]
+        .get((generation as usize).wrapping_sub(1))
+        .map_or(f64::INFINITY, |r| r / 8.0 * 1e6 * f64::from(lanes));
+    told.note(format!(
+        "PCIe {generation}.0 x{lanes}: at most {:.1} GB/s each way",
+        rate / 1e6
+    ));
+
+    let (host, bytes) = (Host::new(16 << 20), 16 << 20);
+    let registered = b.cu.cuMemHostRegister_v2(host.address, bytes, 0);
+    let device = b.alloc(bytes);
+    for busy in [false, true] {
+        if busy {
+            told.is("registered", registered, 0);
+            for _ in 0..256 {
+                b.cu.cuMemcpyHtoDAsync_v2(device, host.address, bytes, 0);
+            }
+        }
+        for (way, counter) in COUNTERS {
+            let (begun, mut kilobytes) = (Instant::now(), 0);
+            let code =
+                b.cu.nvmlDeviceGetPcieThroughput(by_uuid, counter, Some(&mut kilobytes));
+            told.is(format!("bytes {way}, busy: {busy}"), code, NVML_SUCCESS);
+            told.is(
+                format!("bytes {way} below the link's rate, busy: {busy}"),
+                f64::from(kilobytes) <= rate,
+                true,
+            );
+            let took = begun.elapsed().as_secs_f64() * 1e3;
+            told.note(format!(
+                "{way} {:.2} GB/s, asking took {took:.1} ms, copying to the device: {busy}; measured on an H100: 20.7 ms, 58.4 GB/s received while copying",
+                f64::from(kilobytes) / 1e6
+            ));
+        }
+    }
+    b.done();
 }
