@@ -31,9 +31,37 @@ const BEAT: Duration = Duration::from_millis(250);
 const SOON: Duration = Duration::from_millis(20);
 /// How often a record tells of it, if anything has changed.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
-/// How often a line says what is held, at least, and at most when it changes.
+/// How often a line says what is held, at least, and at first at most when it changes.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 const LINES_APART: Duration = Duration::from_secs(2);
+
+/// When a line is due: soon after a change, but what goes on changing is told less and less often.
+struct Lines {
+    last: Option<Duration>,
+    apart: Duration,
+}
+
+impl Lines {
+    const NONE: Lines = Lines {
+        last: None,
+        apart: LINES_APART,
+    };
+
+    /// Whether a line is due now, which it is said then.
+    fn due(&mut self, now: Duration, changed: bool) -> bool {
+        let since = self.last.map_or(Duration::MAX, |last| now - last);
+        let due = since >= LINE_EVERY || changed && since >= self.apart;
+        if due {
+            self.apart = match self.last {
+                Some(_) if changed => (self.apart * 2).min(LINE_EVERY),
+                _ => LINES_APART,
+            };
+            self.last = Some(now);
+        }
+        due
+    }
+}
+
 /// Allocations that the summary names.
 const LARGEST_SAID: usize = 3;
 
@@ -89,7 +117,7 @@ pub struct Watch {
 impl Watch {
     /// Listens until the program has ended; returns its status and what was held then.
     pub fn until_the_end(&mut self, mut child: Program) -> (ExitStatus, Snapshot) {
-        let mut line_at: Option<Duration> = None;
+        let mut lines = Lines::NONE;
         let mut next_record = RECORD_EVERY;
         let mut next_beat = BEAT;
         let mut pace = BEAT;
@@ -137,11 +165,8 @@ impl Watch {
             match &mut child {
                 Program::Below(screen) => self.show(screen, &snapshot, now),
                 Program::Direct(_) => {
-                    let is_later = |time| line_at.is_none_or(|at| now - at >= time);
-                    let is_due = is_later(LINE_EVERY)
-                        || is_later(LINES_APART) && snapshot.differs(&self.last_line);
-                    if is_due && self.stats != Stats::Off && !snapshot.devices.is_empty() {
-                        line_at = Some(now);
+                    let told = self.stats != Stats::Off && !snapshot.devices.is_empty();
+                    if told && lines.due(now, snapshot.differs(&self.last_line)) {
                         say(&snapshot.line(now));
                         self.last_line = snapshot.clone();
                     }
@@ -274,5 +299,23 @@ fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(signal) => signal.to_string(),
         Err(_) => format!("signal {number}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_changing_is_told_less_and_less_often() {
+        let mut lines = Lines::NONE;
+        let said: Vec<u64> = (0..100)
+            .filter(|s| lines.due(Duration::from_secs(*s), true))
+            .collect();
+        assert_eq!(said, [0, 2, 6, 14, 30, 60, 90]);
+        let quiet: Vec<u64> = (100..200)
+            .filter(|s| lines.due(Duration::from_secs(*s), *s == 152))
+            .collect();
+        assert_eq!(quiet, [120, 150, 152, 182]);
     }
 }
