@@ -30,6 +30,12 @@ fn the_context_below_is_gone_already() {
         .both();
 }
 
+/// PITFALLS 27: a drain of several contexts looks for captures before each.
+#[test]
+fn p27_capture_while_a_free_waits() {
+    run("contexts", &["capture-meanwhile"]).vram(8).both();
+}
+
 /// No context is made current once its destruction has begun: the driver does not always survive that.
 #[test]
 fn contexts_come_and_go_beside_frees() {

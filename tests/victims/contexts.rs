@@ -11,6 +11,7 @@ fn main() {
         "green-memory" => green_memory(),
         "detach" => detach(),
         "below" => below(),
+        "capture-meanwhile" => capture_meanwhile(),
         "come-and-go" => come_and_go(),
         other => panic!("{other}?"),
     }
@@ -140,6 +141,32 @@ fn below() {
     println!("free: {}", cuda.cuMemFree_v2(large));
     gpu.enter();
     gpu.works(4, 14 << 20);
+}
+
+/// While a free waits for the first context, a capture begins in the second one, and goes on.
+fn capture_meanwhile() {
+    let gpu = Gpu::open();
+    let cuda = &gpu.cuda;
+    let (p, stream) = (gpu.alloc(12 << 20), gpu.stream(CU_STREAM_NON_BLOCKING));
+    let mut own = std::ptr::null_mut();
+    ok(cuda.cuCtxCreate_v2(&mut own, 0, 0));
+    let theirs = gpu.stream(CU_STREAM_NON_BLOCKING);
+    gpu.enter();
+    ok(cuda.cuLaunchHostFunc(stream, hold, std::ptr::null_mut()));
+    let (own, theirs) = (own as usize, theirs as usize);
+    std::thread::scope(|s| {
+        s.spawn(move || {
+            ok(cuda.cuCtxSetCurrent(own as CUcontext));
+            std::thread::sleep(HOLD / 4);
+            let mut graph = std::ptr::null_mut();
+            let theirs = theirs as CUstream;
+            ok(cuda.cuStreamBeginCapture_v2(theirs, CU_STREAM_CAPTURE_MODE_RELAXED));
+            std::thread::sleep(HOLD * 2);
+            println!("end of the capture: {}", cuda.cuStreamEndCapture(theirs, &mut graph));
+        });
+        gpu.free(p);
+    });
+    gpu.works(8, 14 << 20);
 }
 
 /// Contexts are made and destroyed by some threads while others free memory: each free drains all contexts.

@@ -228,6 +228,10 @@ fn synchronize(device: &Device, own: Handle) -> Drained {
         contexts.push(current);
     }
     for context in contexts {
+        // The wait for the one before may have taken longer than the start of a capture waits.
+        if capturing() {
+            return Drained::Capturing;
+        }
         let result = if context == current {
             driver::synchronize_current()
         } else {
