@@ -30,6 +30,8 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             [CompletionResult]::new('doctor', 'doctor', [CompletionResultType]::ParameterValue, 'Say whether greenboost can work on this machine, and what would help')
             [CompletionResult]::new('selftest', 'selftest', [CompletionResultType]::ParameterValue, 'Check on this machine that spilled memory stays bit for bit right')
             [CompletionResult]::new('top', 'top', [CompletionResultType]::ParameterValue, 'Show the table of running jobs, from another terminal')
+            [CompletionResult]::new('limit', 'limit', [CompletionResultType]::ParameterValue, 'Change the limits of a running job')
+            [CompletionResult]::new('park', 'park', [CompletionResultType]::ParameterValue, 'Send all that a running job has in VRAM to host RAM, until it uses the GPU again')
             [CompletionResult]::new('ps', 'ps', [CompletionResultType]::ParameterValue, 'List the running jobs: programs, processes, devices, tiers, age')
             [CompletionResult]::new('probe', 'probe', [CompletionResultType]::ParameterValue, 'Measure what link, memory and disk can do here, and what spilling will cost')
             [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script of a shell')
@@ -40,6 +42,8 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             [CompletionResult]::new('--ram-limit', '--ram-limit', [CompletionResultType]::ParameterName, 'Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]')
             [CompletionResult]::new('--spill', '--spill', [CompletionResultType]::ParameterName, 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]')
             [CompletionResult]::new('--report', '--report', [CompletionResultType]::ParameterName, 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]')
+            [CompletionResult]::new('--placement', '--placement', [CompletionResultType]::ParameterName, 'Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]')
+            [CompletionResult]::new('--trace', '--trace', [CompletionResultType]::ParameterName, 'Write what the program allocates, uses and waits for to a file, to replay placement with')
             [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Write newline-delimited JSON records of the run to a file or an open descriptor')
             [CompletionResult]::new('--stats', '--stats', [CompletionResultType]::ParameterName, 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say what was decided before the launch, and name each process that uses CUDA')
@@ -69,6 +73,22 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             break
         }
         'greenboost;top' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;limit' {
+            [CompletionResult]::new('--vram', '--vram', [CompletionResultType]::ParameterName, 'VRAM that it may hold on each device: a size, or a percentage of the card')
+            [CompletionResult]::new('--ram', '--ram', [CompletionResultType]::ParameterName, 'Host RAM that it may pin: a size, or a percentage of RAM')
+            [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'How long to wait until it keeps to them')
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'greenboost;park' {
+            [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'How long to wait until it is parked')
+            [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Print one JSON document')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
             break

@@ -25,6 +25,12 @@ _greenboost() {
             greenboost,inspect)
                 cmd="greenboost__subcmd__inspect"
                 ;;
+            greenboost,limit)
+                cmd="greenboost__subcmd__limit"
+                ;;
+            greenboost,park)
+                cmd="greenboost__subcmd__park"
+                ;;
             greenboost,probe)
                 cmd="greenboost__subcmd__probe"
                 ;;
@@ -47,7 +53,7 @@ _greenboost() {
 
     case "${cmd}" in
         greenboost)
-            opts="-h -V --help --version run inspect doctor selftest top ps probe completions"
+            opts="-h -V --help --version run inspect doctor selftest top limit park ps probe completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -99,6 +105,50 @@ _greenboost() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        greenboost__subcmd__limit)
+            opts="-h --vram --ram --timeout --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --vram)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ram)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        greenboost__subcmd__park)
+            opts="-h --timeout --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -192,7 +242,7 @@ _greenboost() {
             return 0
             ;;
         greenboost__subcmd__run)
-            opts="-v -h --vram-limit --ram-limit --spill --report --json --stats --verbose --help"
+            opts="-v -h --vram-limit --ram-limit --spill --report --placement --trace --json --stats --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -212,6 +262,25 @@ _greenboost() {
                     ;;
                 --report)
                     COMPREPLY=($(compgen -W "extended physical" -- "${cur}"))
+                    return 0
+                    ;;
+                --placement)
+                    COMPREPLY=($(compgen -W "auto first-fit" -- "${cur}"))
+                    return 0
+                    ;;
+                --trace)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
                     return 0
                     ;;
                 --json)

@@ -27,6 +27,8 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand doctor 'Say whether greenboost can work on this machine, and what would help'
             cand selftest 'Check on this machine that spilled memory stays bit for bit right'
             cand top 'Show the table of running jobs, from another terminal'
+            cand limit 'Change the limits of a running job'
+            cand park 'Send all that a running job has in VRAM to host RAM, until it uses the GPU again'
             cand ps 'List the running jobs: programs, processes, devices, tiers, age'
             cand probe 'Measure what link, memory and disk can do here, and what spilling will cost'
             cand completions 'Print the completion script of a shell'
@@ -36,6 +38,8 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --ram-limit 'Host RAM that the job may pin: a size, or a percentage of RAM [default: 75% of what is available]'
             cand --spill 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]'
             cand --report 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]'
+            cand --placement 'Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]'
+            cand --trace 'Write what the program allocates, uses and waits for to a file, to replay placement with'
             cand --json 'Write newline-delimited JSON records of the run to a file or an open descriptor'
             cand --stats 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]'
             cand -v 'Say what was decided before the launch, and name each process that uses CUDA'
@@ -61,6 +65,20 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'greenboost;top'= {
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;limit'= {
+            cand --vram 'VRAM that it may hold on each device: a size, or a percentage of the card'
+            cand --ram 'Host RAM that it may pin: a size, or a percentage of RAM'
+            cand --timeout 'How long to wait until it keeps to them'
+            cand --json 'Print one JSON document'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'greenboost;park'= {
+            cand --timeout 'How long to wait until it is parked'
+            cand --json 'Print one JSON document'
             cand -h 'Print help (see more with ''--help'')'
             cand --help 'Print help (see more with ''--help'')'
         }

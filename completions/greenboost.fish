@@ -31,6 +31,8 @@ complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "inspect" -d '
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "doctor" -d 'Say whether greenboost can work on this machine, and what would help'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "selftest" -d 'Check on this machine that spilled memory stays bit for bit right'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "top" -d 'Show the table of running jobs, from another terminal'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "limit" -d 'Change the limits of a running job'
+complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "park" -d 'Send all that a running job has in VRAM to host RAM, until it uses the GPU again'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "ps" -d 'List the running jobs: programs, processes, devices, tiers, age'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "probe" -d 'Measure what link, memory and disk can do here, and what spilling will cost'
 complete -c greenboost -n "__fish_greenboost_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
@@ -39,6 +41,9 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l ram-limit 
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l spill -d 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]' -r
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l report -d 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]' -r -f -a "extended\t'VRAM and host RAM together'
 physical\t'The VRAM limit alone'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l placement -d 'Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]' -r -f -a "auto\t'By use'
+first-fit\t'By order'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l trace -d 'Write what the program allocates, uses and waits for to a file, to replay placement with' -r -F
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l json -d 'Write newline-delimited JSON records of the run to a file or an open descriptor' -r -F
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l stats -d 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]' -r -f -a "auto\t'Whatever suits where stderr goes'
 table\t'A table below the program\'s output'
@@ -55,6 +60,14 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l simul
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -l json -d 'Print one JSON document instead of lines'
 complete -c greenboost -n "__fish_greenboost_using_subcommand selftest" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c greenboost -n "__fish_greenboost_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand limit" -l vram -d 'VRAM that it may hold on each device: a size, or a percentage of the card' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand limit" -l ram -d 'Host RAM that it may pin: a size, or a percentage of RAM' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand limit" -l timeout -d 'How long to wait until it keeps to them' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand limit" -l json -d 'Print one JSON document'
+complete -c greenboost -n "__fish_greenboost_using_subcommand limit" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c greenboost -n "__fish_greenboost_using_subcommand park" -l timeout -d 'How long to wait until it is parked' -r
+complete -c greenboost -n "__fish_greenboost_using_subcommand park" -l json -d 'Print one JSON document'
+complete -c greenboost -n "__fish_greenboost_using_subcommand park" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c greenboost -n "__fish_greenboost_using_subcommand ps" -l json -d 'Print one JSON document'
 complete -c greenboost -n "__fish_greenboost_using_subcommand ps" -s h -l help -d 'Print help'
 complete -c greenboost -n "__fish_greenboost_using_subcommand probe" -l device -d 'The GPU, by its number' -r

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use greenboost_wire::ledger::VramLimit;
+use greenboost_wire::ledger::{Placement, Settings, VramLimit};
 use greenboost_wire::record::{Kind, Record};
 
 use crate::cli::Stats;
 use crate::json::backend_and_name;
 use crate::size::human;
-use crate::summary::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::voice::count;
 
 /// Refusals of memory that are told one by one; the summary counts them all.
@@ -19,6 +19,12 @@ pub struct Announcer {
     stats: Stats,
     verbose: bool,
     vram_limit: VramLimit,
+    /// Whether memory is to move.
+    moves: bool,
+    /// Whether anything has spilled.
+    spilled: bool,
+    /// Why nothing moves, as long as that is nobody's concern.
+    frozen: Vec<String>,
     said: BTreeSet<String>,
     refusals: u32,
     /// Tiers that were told to be full: VRAM by device, `None` is host RAM.
@@ -31,11 +37,14 @@ pub struct Announcer {
 
 impl Announcer {
     /// Nothing said yet.
-    pub fn new(stats: Stats, verbose: bool, vram_limit: VramLimit) -> Announcer {
+    pub fn new(stats: Stats, verbose: bool, settings: &Settings) -> Announcer {
         Announcer {
             stats,
             verbose,
-            vram_limit,
+            vram_limit: settings.vram_limit,
+            moves: settings.placement == Placement::Auto,
+            spilled: false,
+            frozen: Vec::new(),
             said: BTreeSet::new(),
             refusals: 0,
             full: BTreeSet::new(),
@@ -86,11 +95,14 @@ impl Announcer {
                 }
             }
             Kind::FirstSpill => (!quiet).then(|| {
-                format!(
+                self.spilled = true;
+                let mut lines = vec![format!(
                     "first spill on GPU {gpu}: {} of a {} allocation is in host RAM, at link speed (or --spill off)",
                     human(*a),
                     human(*b)
-                )
+                )];
+                lines.append(&mut self.frozen);
+                lines.join("\n")
             }),
             Kind::OutOfMemory => {
                 self.refusals += 1;
@@ -106,8 +118,15 @@ impl Announcer {
             Kind::DeviceError => Some(format!(
                 "GPU error {a} in process {pid}: {text}; run it without greenboost to see whose error it is"
             )),
-            // Nothing is moved yet, so nothing is lost.
-            Kind::Frozen => self.verbose.then(|| text.to_string()),
+            // Where nothing has spilled, nothing is to move.
+            Kind::Frozen => {
+                let sentence = format!("process {pid}: {text}");
+                let is_due = self.verbose || self.moves && self.spilled && !quiet;
+                if !is_due && self.moves && !quiet && !self.frozen.contains(&sentence) {
+                    self.frozen.push(sentence.clone());
+                }
+                is_due.then_some(sentence)
+            }
             Kind::Degraded => Some(format!("degraded: {text}")),
             Kind::Wounded => Some(format!(
                 "WOUNDED: {text}; process {pid} gets no further memory from greenboost. Please report this"
@@ -126,6 +145,16 @@ fn remedy(reason: &str) -> &'static str {
         "the machine's available RAM" => ": free host RAM, or raise --vram-limit",
         "the cgroup's memory limit" => ": raise the container's memory limit, or --vram-limit",
         _ => "",
+    }
+}
+
+impl Announcer {
+    /// A tier has another limit: should it fill up to a higher one, that is news; a lower one was wished.
+    pub fn limit_changed(&mut self, device: Option<usize>, is_lower: bool) {
+        match is_lower {
+            true => self.full.insert(device),
+            false => self.full.remove(&device),
+        };
     }
 }
 
@@ -167,6 +196,8 @@ impl Announcer {
 
 #[cfg(test)]
 mod tests {
+    use greenboost_wire::ledger::Report;
+
     use super::*;
 
     fn record(kind: Kind, a: u64, b: u64, text: &str) -> Record {
@@ -184,9 +215,20 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn settings(vram_limit: VramLimit) -> Settings {
+        Settings {
+            vram_limit,
+            ram_limit: 4 * GIB,
+            spill: true,
+            report: Report::Extended,
+            placement: Placement::Auto,
+        }
+    }
+
     #[test]
     fn spills_and_refusals() {
-        let mut announcer = Announcer::new(Stats::Auto, false, VramLimit::Bytes(200 * GIB));
+        let mut announcer =
+            Announcer::new(Stats::Auto, false, &settings(VramLimit::Bytes(200 * GIB)));
         let device = record(Kind::Device, 80 * GIB, 80 * GIB, "vmm NVIDIA H100");
         assert_eq!(
             announcer.sentence(&device).unwrap(),
@@ -205,10 +247,42 @@ mod tests {
         assert_eq!(told, 3);
     }
 
+    /// That nothing moves is told when something should: from the first spill on.
+    #[test]
+    fn what_stays_where_it_is() {
+        let frozen = record(Kind::Frozen, 0, 0, "memory stays where it is: x");
+        let spill = record(Kind::FirstSpill, GIB, GIB, "");
+        let mut announcer = Announcer::new(Stats::Auto, false, &settings(VramLimit::Free));
+        assert_eq!(announcer.sentence(&frozen), None);
+        let said = announcer.sentence(&spill).unwrap();
+        assert!(
+            said.ends_with("\nprocess 7: memory stays where it is: x"),
+            "{said}"
+        );
+        let mut announcer = Announcer::new(Stats::Auto, false, &settings(VramLimit::Free));
+        announcer.sentence(&spill);
+        assert!(announcer.sentence(&frozen).is_some());
+        assert_eq!(announcer.sentence(&frozen), None, "said once");
+        let still = Settings {
+            placement: Placement::FirstFit,
+            ..settings(VramLimit::Free)
+        };
+        for (stats, settings) in [
+            (Stats::Auto, still),
+            (Stats::Off, settings(VramLimit::Free)),
+        ] {
+            let mut announcer = Announcer::new(stats, false, &settings);
+            assert_eq!(announcer.sentence(&frozen), None);
+            let said = announcer.sentence(&spill).unwrap_or_default();
+            assert!(!said.contains("stays"), "{said}");
+            assert_eq!(announcer.sentence(&frozen), None);
+        }
+    }
+
     #[test]
     fn tiers_that_fill_up_are_told_once() {
-        let mut announcer = Announcer::new(Stats::Auto, false, VramLimit::Free);
-        let device = crate::summary::DeviceSnapshot {
+        let mut announcer = Announcer::new(Stats::Auto, false, &settings(VramLimit::Free));
+        let device = crate::snapshot::DeviceSnapshot {
             vram_bytes: 9 * GIB,
             vram_limit: 10 * GIB,
             ..Default::default()
@@ -234,13 +308,18 @@ mod tests {
             ]
         );
         assert!(announcer.levels(&snapshot).is_empty(), "told once");
-        let mut quiet = Announcer::new(Stats::Off, false, VramLimit::Free);
+        announcer.limit_changed(Some(0), true);
+        snapshot.devices[0].vram_limit = 5 * GIB;
+        assert!(announcer.levels(&snapshot).is_empty(), "it was wished");
+        announcer.limit_changed(Some(0), false);
+        assert_eq!(announcer.levels(&snapshot).len(), 1);
+        let mut quiet = Announcer::new(Stats::Off, false, &settings(VramLimit::Free));
         assert!(quiet.levels(&snapshot).is_empty());
     }
 
     #[test]
     fn off_leaves_what_matters() {
-        let mut announcer = Announcer::new(Stats::Off, false, VramLimit::Free);
+        let mut announcer = Announcer::new(Stats::Off, false, &settings(VramLimit::Free));
         assert_eq!(
             announcer.sentence(&record(Kind::FirstSpill, 1, 2, "")),
             None

@@ -53,6 +53,15 @@ pub enum Command {
     /// What `greenboost run` shows below its program. `q` or Ctrl-C ends it, which means nothing to the job. When
     /// stdout is not a terminal it is shown once.
     Top(TopArgs),
+    /// Change the limits of a running job
+    ///
+    /// New allocations keep to them at once. What is held above them goes to the next tier while the program runs: its
+    /// addresses stay as they are. Says what came of it.
+    Limit(LimitArgs),
+    /// Send all that a running job has in VRAM to host RAM, until it uses the GPU again
+    ///
+    /// For a program that is idle, whose VRAM another one needs.
+    Park(ParkArgs),
     /// List the running jobs: programs, processes, devices, tiers, age
     Ps(PsArgs),
     /// Measure what link, memory and disk can do here, and what spilling will cost
@@ -87,7 +96,7 @@ const RUN_NOTES: &str = "\
 Sizes: K, M, G, T and KiB to TiB are powers of 1024; KB to TB are powers of 1000.
 
 Each option may also come from the environment, as GREENBOOST_VRAM_LIMIT, GREENBOOST_RAM_LIMIT, GREENBOOST_SPILL, \
-GREENBOOST_REPORT, GREENBOOST_JSON and GREENBOOST_STATS; the command line has precedence. GREENBOOST=off makes the \
+GREENBOOST_REPORT, GREENBOOST_PLACEMENT, GREENBOOST_TRACE, GREENBOOST_JSON and GREENBOOST_STATS; the command line has precedence. GREENBOOST=off makes the \
 library in the program do nothing.
 
 Exit status: the program's own, or 128+n when signal n ended it; 125 when greenboost itself failed, 126 when PROGRAM \
@@ -122,6 +131,24 @@ pub struct RunArgs {
         value_name = "extended|physical"
     )]
     pub report: Option<ReportArg>,
+
+    /// Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]
+    #[arg(
+        long,
+        env = "GREENBOOST_PLACEMENT",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "auto|first-fit"
+    )]
+    pub placement: Option<PlacementArg>,
+
+    /// Write what the program allocates, uses and waits for to a file, to replay placement with
+    ///
+    /// The first process that uses CUDA writes FILE, further ones FILE.PID.
+    #[arg(long, value_name = "FILE", env = greenboost_wire::TRACE_ENV, hide_env = true,
+          value_hint = ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
 
     /// Write newline-delimited JSON records of the run to a file or an open descriptor
     ///
@@ -173,6 +200,15 @@ pub enum ReportArg {
     Extended,
     /// The VRAM limit alone.
     Physical,
+}
+
+/// `--placement`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PlacementArg {
+    /// By use.
+    Auto,
+    /// By order.
+    FirstFit,
 }
 
 /// `--stats`.
@@ -243,6 +279,49 @@ pub struct TopArgs {
     /// The job, as `greenboost ps` calls it, or a process of it [default: all]
     #[arg(value_name = "JOB")]
     pub job: Option<String>,
+}
+
+/// `greenboost limit`.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true),
+          after_long_help = "\
+Exit status: 0 when the job keeps to the limits, 1 when it still holds more.
+
+From inside a job its limits can only be made narrower.")]
+pub struct LimitArgs {
+    /// The job, as `greenboost ps` calls it, or a process of it
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// VRAM that it may hold on each device: a size, or a percentage of the card
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = size::parse, group = "which")]
+    pub vram: Option<Amount>,
+    /// Host RAM that it may pin: a size, or a percentage of RAM
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = size::parse, group = "which")]
+    pub ram: Option<Amount>,
+    /// How long to wait until it keeps to them
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub timeout: u32,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `greenboost park`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Exit status: 0 when the job is parked, 1 when it is not, or holds much that cannot move.")]
+pub struct ParkArgs {
+    /// The job, as `greenboost ps` calls it, or a process of it
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// How long to wait until it is parked
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub timeout: u32,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `greenboost ps`.

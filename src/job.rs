@@ -268,7 +268,7 @@ pub fn random() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use greenboost_wire::ledger::{Report, VramLimit};
+    use greenboost_wire::ledger::{Placement, Report, VramLimit};
     use greenboost_wire::record::{Kind, NO_DEVICE};
     use nix::sys::socket::send;
 
@@ -277,6 +277,7 @@ mod tests {
         ram_limit: 1,
         spill: true,
         report: Report::Extended,
+        placement: Placement::Auto,
     };
 
     fn hello(pid: u32) -> Record {

@@ -14,13 +14,15 @@ use crate::cli::PsArgs;
 use crate::job::{self, About};
 use crate::link::{Link, Links};
 use crate::size::human;
-use crate::summary::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::voice::{self, duration};
 
 /// A running job.
 pub struct Running {
     /// What it is called: the end of its directory's name.
     pub name: String,
+    /// Its directory.
+    pub dir: PathBuf,
     /// What its launcher says of it.
     pub about: About,
     /// The ledger; `None` when it is of another version of greenboost.
@@ -31,6 +33,7 @@ impl Running {
     fn open(dir: &Path) -> Option<Running> {
         Some(Running {
             name: job::name_of(dir)?,
+            dir: dir.to_path_buf(),
             about: About::read(dir)?,
             ledger: Mapped::open(&dir.join(LEDGER_FILE)).ok(),
         })
@@ -54,6 +57,21 @@ impl Running {
         };
         self.name == word || pid.is_some_and(has)
     }
+}
+
+/// The running job that somebody means.
+///
+/// # Errors
+/// When there is none.
+pub fn find(word: &str) -> anyhow::Result<Running> {
+    let all = running(Vec::new());
+    let found = all.into_iter().find(|job| job.is(word));
+    found.ok_or_else(|| unknown(word))
+}
+
+/// There is no such job.
+pub fn unknown(word: &str) -> anyhow::Error {
+    anyhow::anyhow!("no running job is called '{word}' or has that process: see greenboost ps")
 }
 
 /// All running jobs, the oldest first; what is known of those in `before` is not opened again.

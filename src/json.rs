@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use greenboost_wire::ledger::{Report, Settings, VramLimit};
+use greenboost_wire::ledger::{Placement, Report, Settings, VramLimit};
 use greenboost_wire::record::{Kind, NO_DEVICE, Record};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,8 +20,10 @@ use serde_json::{Map, Value, json};
 use crate::cli::JsonTarget;
 use crate::link::Link;
 use crate::say;
-use crate::summary::{Means, Snapshot};
+use crate::snapshot::Snapshot;
+use crate::summary::Means;
 use crate::target::Target;
+use crate::traffic::Rates;
 
 /// Version of the records' layout.
 const VERSION: u32 = 1;
@@ -173,12 +175,30 @@ pub fn start(
             Report::Extended => "extended",
             Report::Physical => "physical",
         },
+        "placement": match settings.placement {
+            Placement::Auto => "auto",
+            Placement::FirstFit => "first-fit",
+        },
     })
 }
 
 /// The fields of a snapshot.
 pub fn snapshot(snapshot: &Snapshot) -> Value {
     serde_json::to_value(snapshot).unwrap_or_default()
+}
+
+/// Adds what happens in a second to a snapshot's devices: only figures that there are.
+pub fn add_rates(fields: &mut Value, rates: &BTreeMap<usize, Rates>) {
+    each_device(fields, |n, device| {
+        let Some(rates) = rates.get(&n) else { return };
+        device["promoted_per_second"] = rates.promoted.into();
+        device["demoted_per_second"] = rates.demoted.into();
+        device["moving"] = rates.moving.into();
+        device["waiting"] = rates.waiting.into();
+        if let Some(read) = rates.read {
+            device["host_named_per_second"] = read.into();
+        }
+    });
 }
 
 /// Adds what the links carry to a snapshot's devices: only figures that there are.

@@ -3,13 +3,15 @@
 //! NVML counts the bytes of 20 ms, those of all programs together and what the link needs for itself (measured: 58.4 GB/s
 //! where copies move 55); it is asked by a thread of its own, because it takes that long to answer. A figure above what the link can carry is an error of the counter, and is no figure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use libloading::Library;
 use serde::Serialize;
+
+use crate::probe;
 
 /// How often each device is asked.
 const EVERY: Duration = Duration::from_millis(500);
@@ -75,6 +77,17 @@ fn watch(found: &Found) -> Option<()> {
             }
         }
         std::thread::sleep(EVERY);
+    }
+}
+
+/// What each link can carry, by ledger index: as it is built, or as copies were measured where that is not known.
+pub fn ceiling<'a>(
+    links: &'a BTreeMap<usize, Link>,
+    measured: Option<&'a probe::Rates>,
+) -> impl Fn(usize) -> Option<u64> + 'a {
+    move |device| {
+        let built = links.get(&device).and_then(|link| link.rate);
+        built.or(measured.map(|rates| rates.dma as u64))
     }
 }
 

@@ -4,6 +4,8 @@
 //! `shim/wire`.
 
 mod announce; // control records -> sentences, each said once
+mod ask; // `greenboost limit` and `park`: what is asked of a running job
+mod asked; // what was asked of our own
 mod cli; // the command line: flags, help, and nothing else
 mod doctor; // `greenboost doctor`
 mod embed; // the libraries inside this executable, as files
@@ -15,6 +17,7 @@ mod json; // the record stream of `run --json`
 mod launch; // the child: start, signals, end
 mod link; // how busy the PCIe links are
 mod machine; // how much host memory there is
+mod native; // programs that can keep layers on the CPU
 mod plan; // flags + machine -> settings
 mod probe; // `greenboost probe`
 mod reach; // commands that lead out of greenboost's reach
@@ -23,10 +26,12 @@ mod screen; // the program on a pseudo-terminal, and the table below it
 mod selftest; // `greenboost selftest`
 mod selftest_program; // the CUDA program that it runs
 mod size; // 20G, 80%
-mod summary; // what the ledger says, for people
+mod snapshot; // the ledger at one moment
+mod summary; // what remains to be said at the end
 mod table; // the table, as lines
 mod target; // the program: where is it, what is it, where does it get CUDA from?
 mod top; // `greenboost top`
+mod traffic; // what crosses the link, what is moved, who waits
 mod voice; // lines on stderr
 
 use std::process::ExitCode;
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Selftest(args) => selftest::selftest(&args),
         Command::Top(args) => top::top(&args),
+        Command::Limit(args) => ask::limit(&args),
+        Command::Park(args) => ask::park(&args),
         Command::Ps(args) => jobs::ps(&args),
         Command::Probe(args) => probe::probe(&args),
         Command::Completions(args) => generate::completions(args.shell),

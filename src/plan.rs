@@ -1,8 +1,8 @@
 //! What was asked for and what the machine has, made into the job's settings. Pure.
 
-use greenboost_wire::ledger::{Report, Settings, VramLimit};
+use greenboost_wire::ledger::{Placement, Report, Settings, VramLimit};
 
-use crate::cli::{ReportArg, RunArgs, Spill};
+use crate::cli::{PlacementArg, ReportArg, RunArgs, Spill};
 use crate::machine::Machine;
 use crate::size::{Amount, human, part_of, share};
 
@@ -57,6 +57,10 @@ impl Plan {
                     Some(ReportArg::Physical) => Report::Physical,
                     Some(ReportArg::Extended) | None => Report::Extended,
                 },
+                placement: match args.placement {
+                    Some(PlacementArg::FirstFit) => Placement::FirstFit,
+                    Some(PlacementArg::Auto) | None => Placement::Auto,
+                },
             },
             notes,
         }
@@ -79,7 +83,11 @@ pub fn describe(settings: &Settings) -> String {
         Report::Extended => "both together",
         Report::Physical => "the VRAM limit",
     };
-    format!("VRAM limit {vram}; {ram}; the program is told of {report}")
+    let placement = match settings.placement {
+        Placement::Auto => "",
+        Placement::FirstFit => "; nothing moves",
+    };
+    format!("VRAM limit {vram}; {ram}; the program is told of {report}{placement}")
 }
 
 /// What a nested `run` asks for that the outer job does not already guarantee, in words; the outer limits hold.
@@ -94,6 +102,8 @@ pub fn narrower_than(args: &RunArgs, outer: &Settings) -> Vec<&'static str> {
         VramLimit::Free | VramLimit::Share(_) => None,
     };
     let spill_off = args.spill == Some(Spill::Off) && outer.spill;
+    let unmoved =
+        args.placement == Some(PlacementArg::FirstFit) && outer.placement != Placement::FirstFit;
     [
         ("--vram-limit", narrows(args.vram_limit, vram)),
         (
@@ -101,6 +111,7 @@ pub fn narrower_than(args: &RunArgs, outer: &Settings) -> Vec<&'static str> {
             narrows(args.ram_limit, Some(outer.ram_limit)),
         ),
         ("--spill off", spill_off),
+        ("--placement first-fit", unmoved),
     ]
     .into_iter()
     .filter_map(|(name, is_narrower)| is_narrower.then_some(name))
@@ -130,6 +141,7 @@ mod tests {
             ram_limit: 30 * GIB,
             spill: true,
             report: Report::Extended,
+            placement: Placement::Auto,
         };
         assert_eq!((plan.settings, plan.notes), (expected, vec![]));
     }
@@ -140,11 +152,13 @@ mod tests {
             vram_limit: Some(Amount::Share(5_000)),
             ram_limit: Some(Amount::Share(2_500)),
             report: Some(ReportArg::Physical),
+            placement: Some(PlacementArg::FirstFit),
             ..RunArgs::default()
         });
         assert_eq!(plan.settings.vram_limit, VramLimit::Share(5_000));
         assert_eq!(plan.settings.ram_limit, 16 * GIB);
         assert_eq!(plan.settings.report, Report::Physical);
+        assert_eq!(plan.settings.placement, Placement::FirstFit);
         assert!(plan.notes.is_empty());
     }
 
@@ -177,6 +191,7 @@ mod tests {
             ram_limit: 8 * GIB,
             spill: true,
             report: Report::Extended,
+            placement: Placement::Auto,
         };
         let asked = |vram, ram| RunArgs {
             vram_limit: vram,
@@ -191,5 +206,10 @@ mod tests {
             narrower_than(&both, &outer),
             ["--vram-limit", "--ram-limit"]
         );
+        let still = RunArgs {
+            placement: Some(PlacementArg::FirstFit),
+            ..RunArgs::default()
+        };
+        assert_eq!(narrower_than(&still, &outer), ["--placement first-fit"]);
     }
 }

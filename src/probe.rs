@@ -1,17 +1,21 @@
-//! `greenboost probe`: what each tier can do on this machine, and what spilling will cost.
+//! `greenboost probe`: what each tier can do on this machine, and what spilling will cost. Its records: `probe/json.md`.
 
 mod advice;
 mod area;
+mod bus;
 mod cache;
 mod figure;
+#[cfg(test)]
+mod fuzz;
 mod gpu;
 mod model;
+mod modules;
 mod nvme;
 mod out;
 mod pcie;
 mod ram;
 mod show;
-mod verdict;
+pub mod verdict;
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -24,11 +28,12 @@ use serde_json::json;
 
 pub use self::advice::warning;
 use self::figure::{Section, Tier};
-use self::model::Model;
+pub use self::model::Model;
+pub use self::model::read as read_model;
 pub use self::nvme::Method;
 use self::nvme::{Target, Wish};
 use self::out::Out;
-use self::verdict::Rates;
+pub use self::verdict::{Rates, outlook};
 use crate::cli::{Only, ProbeArgs};
 use crate::doctor::{Usable, usable};
 use crate::json::Sink;
@@ -218,15 +223,7 @@ fn conclude(
     out: &mut Out,
 ) -> String {
     let mut known = sections.to_vec();
-    if let Some(dir) = cache::directory() {
-        let mut earlier = cache::kept(&dir, &cache::Key::here());
-        earlier.sort_by_key(|kept| std::cmp::Reverse(kept.time));
-        for kept in earlier.into_iter().filter(|k| k.section.tier != Tier::Nvme) {
-            if known.iter().all(|s| s.tier != kept.section.tier) {
-                known.push(kept.section);
-            }
-        }
-    }
+    complete(&mut known);
     let Some(rates) = Rates::of(&known) else {
         return match model {
             Some(_) => {
@@ -259,6 +256,27 @@ fn conclude(
         text += &show::model(&path.display().to_string(), &model.describe(), &outlook);
     }
     text
+}
+
+/// Adds what was measured here earlier of GPU and RAM and is not among it, the newest of each.
+fn complete(known: &mut Vec<Section>) {
+    let Some(dir) = cache::directory() else {
+        return;
+    };
+    let mut earlier = cache::kept(&dir, &cache::Key::here());
+    earlier.sort_by_key(|kept| std::cmp::Reverse(kept.time));
+    for kept in earlier.into_iter().filter(|k| k.section.tier != Tier::Nvme) {
+        if known.iter().all(|s| s.tier != kept.section.tier) {
+            known.push(kept.section);
+        }
+    }
+}
+
+/// The rates that were measured here earlier. Reads a few small files and touches no GPU.
+pub fn measured() -> Option<Rates> {
+    let mut known = Vec::new();
+    complete(&mut known);
+    Rates::of(&known)
 }
 
 /// Whether something is an error of measurement, or a disk lost bytes.

@@ -4,17 +4,18 @@ mod watch;
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use greenboost_wire::JOB_ENV;
 use greenboost_wire::ledger::Settings;
+use greenboost_wire::{JOB_ENV, TRACE_ENV};
 use nix::sys::stat::{SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
 
 use self::watch::{Program, Watch};
 use crate::announce::Announcer;
+use crate::asked::Asked;
 use crate::cli::{JsonTarget, RunArgs, Stats};
 use crate::job::{self, Job};
 use crate::json::{self, Sink};
@@ -23,9 +24,11 @@ use crate::link::Links;
 use crate::machine::Machine;
 use crate::plan::{self, Plan};
 use crate::screen::{Screen, Terminal};
-use crate::summary::{Means, Snapshot};
+use crate::snapshot::Snapshot;
+use crate::summary::Means;
 use crate::table::{self, Style};
 use crate::target::{self, Target, Verdict};
+use crate::traffic::Meter;
 use crate::{embed, probe, reach, say};
 
 /// Runs the program; its exit status becomes ours.
@@ -63,6 +66,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
         Some(target) => Sink::open(target)?,
         None => Sink::none(),
     };
+    let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let signals = Signals::take().context("cannot receive signals")?;
     let job = Job::create(plan.settings)?;
     let shim = embed::extract(shim_for(&target), &job.dir().join("shim"))?;
@@ -71,10 +75,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
         say(&plan::describe(&plan.settings));
         say(&format!("preloading {}", shim.display()));
     }
+    let mut env = vec![(JOB_ENV, job.dir().into()), (PRELOAD, preload(&shim))];
+    env.extend(trace.map(|file| (TRACE_ENV, file.into())));
     let launch = Launch {
         path: &path,
         command: &args.command,
-        env: vec![(JOB_ENV, job.dir().into()), (PRELOAD, preload(&shim))],
+        env,
     };
     if let Some(signal) = signals.fatal() {
         return Ok(128 + signal);
@@ -96,12 +102,16 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     job::share::raise_limit();
     job.describe(&args.command, child.pid().as_raw());
     let mut watch = Watch {
-        announcer: Announcer::new(stats, args.verbose, plan.settings.vram_limit),
+        announcer: Announcer::new(stats, args.verbose, &plan.settings),
         stats,
         style: Style::of_environment(),
         links: Links::default(),
         means: Means::default(),
         sink,
+        asked: Asked::default(),
+        meter: Meter::default(),
+        native: None,
+        measured: probe::measured(),
         job,
         started,
         clock,
@@ -139,6 +149,18 @@ fn for_table(stats: Stats, json: Option<&JsonTarget>) -> Option<Terminal> {
         );
     }
     terminal
+}
+
+/// Where the trace goes, as the program's processes are told it: they may be in other directories.
+fn trace_file(file: &Path) -> anyhow::Result<PathBuf> {
+    let file = std::path::absolute(file).with_context(|| format!("--trace {}", file.display()))?;
+    let is_possible = !file.is_dir() && file.parent().is_some_and(Path::is_dir);
+    anyhow::ensure!(
+        is_possible,
+        "--trace: '{}' cannot be written: write the name of a file in a directory that exists",
+        file.display()
+    );
+    Ok(file)
 }
 
 const PRELOAD: &str = "LD_PRELOAD";
@@ -187,10 +209,11 @@ fn join(args: &RunArgs, path: &Path, dir: &Path, settings: &Settings) -> anyhow:
     if args.json.is_some() {
         say("inside another greenboost run, --json has no effect: the outer one keeps the records");
     }
+    let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let mut launch = Launch {
         path,
         command: &args.command,
-        env: Vec::new(),
+        env: Vec::from_iter(trace.map(|file| (TRACE_ENV, file.into()))),
     };
     let inherited = std::env::var_os(PRELOAD).unwrap_or_default();
     if !inherited

@@ -7,10 +7,14 @@
 //!
 //! Job control: `keeper`. When the program is stopped from the keyboard the terminal is put back as it was and we stop as
 //! it did; in the background nothing is drawn and no key is read.
+//!
+//! At the end the terminal is as a shell would have it: with the settings that the program left, unless a signal ended
+//! it. Should the launcher be killed, the keeper puts it back (`rescue`).
 
 mod draw;
 mod filter;
 mod keeper;
+mod rescue;
 mod terminal;
 
 use std::fs::File;
@@ -25,10 +29,12 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::termios::{Termios, tcgetattr};
 use nix::unistd::Pid;
 
 use self::filter::Filter;
 use self::keeper::{Keeper, News, Order};
+use self::rescue::Rescue;
 pub use self::terminal::{Terminal, size as size_of_terminal};
 use crate::launch::{Launch, Signals};
 use crate::voice;
@@ -43,6 +49,9 @@ const PROGRAM_ROWS: u16 = 8;
 /// A program on a pseudo-terminal of ours.
 pub struct Screen {
     terminal: Terminal,
+    rescue: Rescue,
+    /// How the pseudo-terminal was set at first.
+    settings: Termios,
     /// Our end of the pseudo-terminal; `None` when the user's terminal is gone.
     pty: Option<File>,
     keeper: Keeper,
@@ -80,12 +89,14 @@ impl Screen {
             FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR),
         )?;
         terminal::set_size(pty.master.as_fd(), terminal.as_fd(), size)?;
+        let settings = tcgetattr(&pty.master)?;
+        let rescue = Rescue::new()?;
         // Their answer is an error then, which is the right one in the background.
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTTIN);
         mask.add(Signal::SIGTTOU);
         mask.thread_block()?;
-        let keeper = Keeper::start(launch, signals.inherited(), &terminal, pty.slave)?;
+        let keeper = Keeper::start(launch, signals.inherited(), &terminal, &rescue, pty.slave)?;
         let pid = match keeper.news(true) {
             Some(News::Started(pid)) => pid,
             Some(News::Failed(error)) => return Err(io::Error::from_raw_os_error(error)),
@@ -93,6 +104,8 @@ impl Screen {
         };
         let mut screen = Screen {
             terminal,
+            rescue,
+            settings,
             pty: Some(File::from(pty.master)),
             keeper,
             pid,
@@ -109,7 +122,7 @@ impl Screen {
             is_stopped: false,
             had_alternate: false,
         };
-        screen.terminal.make_raw();
+        screen.take_terminal();
         voice::divert();
         Ok(screen)
     }
@@ -218,6 +231,7 @@ impl Screen {
                 // In the background keys are not ours; otherwise the terminal has been closed.
                 Err(_) if !self.terminal.is_ours() && self.terminal.is_open() => {
                     self.in_foreground = false;
+                    self.rescue.set_charge(false);
                 }
                 Err(_) => is_gone = true,
             }
@@ -258,7 +272,25 @@ impl Screen {
         }
     }
 
+    /// Its keys and its screen are ours.
+    fn take_terminal(&mut self) {
+        self.rescue.set_charge(true);
+        self.terminal.make_raw();
+    }
+
     fn flush(&mut self) {
+        // Whatever of it gets there, what is left word of undoes that: first more, in the end what is needed.
+        let undoing = self.filter.undoing();
+        if undoing.len() > self.rescue.length() {
+            self.rescue.leave(&undoing);
+        }
+        self.flush_to_terminal();
+        if self.to_terminal.is_empty() {
+            self.rescue.leave(&undoing);
+        }
+    }
+
+    fn flush_to_terminal(&mut self) {
         while !self.to_terminal.is_empty() {
             match self.terminal.write(&self.to_terminal) {
                 Ok(n @ 1..) => drop(self.to_terminal.drain(..n)),
@@ -294,6 +326,7 @@ impl Screen {
         self.set_height(0);
         self.flush_all();
         self.terminal.restore();
+        self.rescue.set_charge(false);
         let _ = kill(Pid::from_raw(0), signal);
         // Here it stops; or not, when nobody is there to continue it.
         let mut mask = SigSet::empty();
@@ -315,10 +348,11 @@ impl Screen {
     fn come_back(&mut self) {
         let was = std::mem::replace(&mut self.in_foreground, self.terminal.is_ours());
         if self.in_foreground {
-            self.terminal.make_raw();
+            self.take_terminal();
             self.resize();
             self.drawn.clear();
         } else {
+            self.rescue.set_charge(false);
             self.set_height(0);
         }
         if self.is_stopped || was != self.in_foreground {
@@ -352,7 +386,13 @@ impl Screen {
         }
         self.speak();
         self.flush_all();
-        self.terminal.restore();
+        // As a shell does: what a program sets and leaves so when it ends stays, what one leaves that was killed does not.
+        let last = self.pty.as_ref().and_then(|pty| tcgetattr(pty).ok());
+        match last.filter(|_| status.code().is_some()) {
+            Some(last) => self.terminal.restore_with(&self.settings, &last),
+            None => self.terminal.restore(),
+        }
+        self.rescue.set_charge(false);
         voice::undivert();
     }
 }
@@ -360,6 +400,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         self.terminal.restore();
+        self.rescue.set_charge(false);
         voice::undivert();
     }
 }

@@ -124,7 +124,34 @@ pub fn part_of(whole: u64, hundredths: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text(text in "\\PC*", number in "[0-9.]{0,25}", unit in "[ a-zA-Z%]{0,4}") {
+            for text in [&text, &format!("{number}{unit}"), &format!("{number}{text}")] {
+                match parse(text) {
+                    Ok(Amount::Bytes(bytes)) => prop_assert!(bytes == 0 || bytes >= SMALLEST),
+                    Ok(Amount::Share(share)) => prop_assert!((1..=10_000).contains(&share)),
+                    Err(problem) => prop_assert_eq!(problem.lines().count(), 1),
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_shown_can_be_written(bytes in SMALLEST..u64::MAX / 2) {
+            prop_assert_eq!(parse(&bytes.to_string()), Ok(Amount::Bytes(bytes)));
+            if let (text, true) = (human(bytes), bytes < 1 << 50) {
+                let Ok(Amount::Bytes(again)) = parse(&text) else {
+                    return Err(TestCaseError::fail(text));
+                };
+                // One decimal of four digits.
+                prop_assert!(again.abs_diff(bytes) as f64 <= 0.051 * bytes as f64, "{text}");
+            }
+        }
+    }
 
     #[test]
     fn binary_and_decimal_units() {

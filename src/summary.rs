@@ -1,128 +1,19 @@
-//! What the ledger says, as numbers and for people.
+//! What remains to be said at the end.
 
+mod cost;
 mod hindsight;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
-
-use std::sync::atomic::Ordering::SeqCst;
 
 use comfy_table::{CellAlignment, Table, presets};
-use greenboost_wire::ledger::{self, Ledger, Part, Tier};
-use serde::Serialize;
 
+pub use self::cost::costs;
 pub use self::hindsight::{Largest, Means, advice};
-use crate::link;
-
 use crate::size::human;
-use crate::voice::{count, duration};
-
-/// The ledger at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Snapshot {
-    /// Processes that initialised CUDA so far.
-    pub cuda_processes: u64,
-    /// Host bytes held now, over all devices.
-    pub host_bytes: u64,
-    /// The most there ever were.
-    pub host_peak: u64,
-    /// How many there may be.
-    pub ram_limit: u64,
-    /// Records that the job's processes could not send.
-    pub records_lost: u64,
-    /// The devices in use, in the order in which they came into use.
-    pub devices: Vec<DeviceSnapshot>,
-}
-
-/// One device.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DeviceSnapshot {
-    /// Its index in the ledger.
-    pub device: usize,
-    /// Its UUID as NVML writes it.
-    pub uuid: String,
-    /// Physical bytes.
-    pub total: u64,
-    /// How much of that the job may hold.
-    pub vram_limit: u64,
-    /// What it holds now.
-    pub vram_bytes: u64,
-    /// What it holds besides of freed backing that is kept for reuse.
-    pub vram_spare: u64,
-    /// The most it ever held.
-    pub vram_peak: u64,
-    /// Host bytes that stand in for VRAM of this device now.
-    pub host_bytes: u64,
-    /// Freed host backing that is kept for reuse.
-    pub host_spare: u64,
-    /// The most there ever were.
-    pub host_peak: u64,
-    /// Allocations that are live and have bytes in VRAM.
-    pub vram_allocations: u64,
-    /// Those with bytes in host memory; one that lies in both counts in both.
-    pub host_allocations: u64,
-    /// Allocations made. Less those freed and those that ended with their process, it is what is live.
-    pub allocations: u64,
-    /// Allocations that the program freed.
-    pub frees: u64,
-    /// Allocations that are live.
-    pub live: u64,
-    /// Allocations that ended with their process.
-    pub ended: u64,
-    /// Those that were partly or wholly placed outside VRAM.
-    pub spills: u64,
-    /// Bytes that those had outside VRAM when they were made.
-    pub spilled_bytes: u64,
-    /// Requests that were answered with "out of memory".
-    pub ooms: u64,
-    /// The largest of those, bytes.
-    pub oom_largest: u64,
-    /// What the driver holds for the program.
-    pub counted: Counted,
-}
-
-/// What the driver holds for the program, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counted {
-    /// Arrays; part of the VRAM.
-    pub arrays: Figure,
-    /// Variables of modules, stacks of kernels; part of the VRAM.
-    pub code: Figure,
-    /// Allocated by the program as pinned memory; part of the host bytes.
-    pub pinned: Figure,
-    /// The program's own memory, registered; part of the host bytes.
-    pub registered: Figure,
-    /// Managed memory; besides.
-    pub managed: Figure,
-    /// Imported from other interfaces; besides.
-    pub external: Figure,
-}
-
-/// Bytes now, and the most there ever were.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Figure {
-    /// Now.
-    pub bytes: u64,
-    /// At most.
-    pub peak: u64,
-}
+use crate::snapshot::{Counted, DeviceSnapshot, Snapshot};
+use crate::voice::count;
 
 impl Counted {
-    fn take(ledger: &Ledger, index: usize, device: &ledger::Device) -> Counted {
-        let figure = |part| Figure {
-            bytes: ledger.part(part, index),
-            peak: device.part_peak(part),
-        };
-        Counted {
-            arrays: figure(Part::Arrays),
-            code: figure(Part::Code),
-            pinned: figure(Part::Pinned),
-            registered: figure(Part::Registered),
-            managed: figure(Part::Managed),
-            external: figure(Part::External),
-        }
-    }
-
     /// Peaks in words, one line for each of VRAM, host RAM and what is in neither.
     fn lines(&self) -> Vec<String> {
         let rows = [
@@ -152,89 +43,6 @@ impl Counted {
 }
 
 impl Snapshot {
-    /// Reads the ledger.
-    pub fn take(ledger: &Ledger) -> Snapshot {
-        // Freed backing that a process keeps for reuse belongs to no allocation. (The two are not read at one moment.)
-        let held = |tier, device| {
-            let used = ledger.used(tier, device);
-            used.saturating_sub(ledger.spare(tier, device))
-        };
-        let devices = ledger.devices().map(|(device, d)| {
-            // Read in this order, so that an allocation that is made or freed meanwhile never makes "ended" negative.
-            let frees = d.frees.load(SeqCst);
-            let live = ledger.live(device);
-            let allocations = d.allocations.load(SeqCst);
-            DeviceSnapshot {
-                device,
-                uuid: link::uuid_text(&d.uuid()),
-                total: d.total(),
-                vram_limit: d.vram_limit(),
-                vram_bytes: held(Tier::Vram, device),
-                vram_spare: ledger.spare(Tier::Vram, device),
-                vram_peak: d.vram_peak.load(SeqCst),
-                host_bytes: held(Tier::Host, device),
-                host_spare: ledger.spare(Tier::Host, device),
-                host_peak: d.host_peak.load(SeqCst),
-                vram_allocations: live.parts[Tier::Vram as usize],
-                host_allocations: live.parts[Tier::Host as usize],
-                allocations,
-                frees,
-                live: live.allocations,
-                ended: allocations.saturating_sub(frees + live.allocations),
-                spills: d.spills.load(SeqCst),
-                spilled_bytes: d.spilled_bytes.load(SeqCst),
-                ooms: d.ooms.load(SeqCst),
-                oom_largest: d.oom_largest.load(SeqCst),
-                counted: Counted::take(ledger, device, d),
-            }
-        });
-        let devices: Vec<_> = devices.collect();
-        Snapshot {
-            cuda_processes: ledger.cuda_processes.load(SeqCst),
-            host_bytes: devices.iter().map(|d| d.host_bytes).sum(),
-            host_peak: ledger.host_peak.load(SeqCst),
-            ram_limit: ledger.settings().ram_limit,
-            records_lost: ledger.records_lost.load(SeqCst),
-            devices,
-        }
-    }
-
-    /// Whether a person should hear of the change: a twentieth of a tier more or less, or another refusal.
-    pub fn differs(&self, before: &Snapshot) -> bool {
-        let far = |a: u64, b: u64, limit: u64| a.abs_diff(b) >= (limit / 20).max(1);
-        self.devices.len() != before.devices.len()
-            || far(self.host_bytes, before.host_bytes, self.ram_limit)
-            || self
-                .devices
-                .iter()
-                .zip(&before.devices)
-                .any(|(a, b)| far(a.vram_bytes, b.vram_bytes, a.vram_limit) || a.ooms != b.ooms)
-    }
-
-    /// One line for now and then: what is held of what may be held.
-    pub fn line(&self, running: Duration) -> String {
-        let mut parts: Vec<String> = self
-            .devices
-            .iter()
-            .map(|d| {
-                format!(
-                    "GPU {} VRAM {} of {}",
-                    d.device,
-                    human(d.vram_bytes),
-                    human(d.vram_limit)
-                )
-            })
-            .collect();
-        if self.ram_limit > 0 {
-            parts.push(format!(
-                "RAM {} of {}",
-                human(self.host_bytes),
-                human(self.ram_limit)
-            ));
-        }
-        format!("{}: {}", duration(running), parts.join(", "))
-    }
-
     /// What remains to be said at the end. `names`: device names by ledger index; on few columns one figure is left out.
     pub fn summary(&self, names: &BTreeMap<usize, String>, means: &Means, columns: u16) -> String {
         let mut table = Table::new();
@@ -320,9 +128,12 @@ impl DeviceSnapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use greenboost_wire::ledger::VramLimit;
 
     use super::*;
+    use crate::snapshot::Figure;
 
     fn snapshot(devices: usize) -> Snapshot {
         let device = |device| DeviceSnapshot {
@@ -344,8 +155,8 @@ mod tests {
             host_bytes: 1 << 20,
             host_peak: 52 << 30,
             ram_limit: 90 << 30,
-            records_lost: 0,
             devices: (0..devices).map(device).collect(),
+            ..Snapshot::default()
         }
     }
 
@@ -375,7 +186,7 @@ GPU 0 is NVIDIA H100 80GB HBM3";
         let of = |change: fn(&mut DeviceSnapshot)| {
             let mut snapshot = snapshot(1);
             change(&mut snapshot.devices[0]);
-            advice(&snapshot, asked).join("; ")
+            advice(&snapshot, asked, &Means::default()).join("; ")
         };
         assert_eq!(
             of(|_| {}),
@@ -390,7 +201,31 @@ GPU 0 is NVIDIA H100 80GB HBM3";
             ""
         );
         assert_eq!(of(|d| d.spills = 0), "");
-        assert!(advice(&snapshot(1), VramLimit::Free).is_empty());
+        assert!(advice(&snapshot(1), VramLimit::Free, &Means::default()).is_empty());
+    }
+
+    /// Most of what was spilled is not used again; what is would have fitted into little more.
+    #[test]
+    fn a_limit_against_most_of_the_traffic() {
+        let asked = VramLimit::Bytes(10 << 30);
+        let of = |heat: u64, change: fn(&mut DeviceSnapshot)| {
+            let mut snapshot = snapshot(1);
+            snapshot.devices[0].host_bytes = 50 << 30;
+            snapshot.devices[0].traffic.host_heat = heat;
+            change(&mut snapshot.devices[0]);
+            let mut means = Means::default();
+            means.add(&snapshot, Duration::from_secs(1));
+            snapshot.devices[0].traffic.host_heat = 0;
+            means.add(&snapshot, Duration::from_secs(2));
+            advice(&snapshot, asked, &means).join("; ")
+        };
+        let expected = "GPU 0: of 52.0 GiB in RAM a step used up to 3.5 GiB: --vram-limit 14G would have avoided most of the traffic";
+        assert_eq!(of(7 << 29, |_| {}), expected);
+        let all = "GPU 0: --vram-limit 63G would have kept everything in VRAM";
+        assert_eq!(of(49 << 30, |_| {}), all, "nearly all is used");
+        assert_eq!(of(1 << 50, |_| {}), all, "used several times a step");
+        let too_little = of(7 << 29, |d| (d.total, d.vram_limit) = (13 << 30, 12 << 30));
+        assert_eq!(too_little, "");
     }
 
     #[test]
@@ -445,29 +280,5 @@ GPU 0 is NVIDIA H100 80GB HBM3";
         {
             assert!("greenboost: ".len() + line.len() <= 80, "{line}");
         }
-    }
-
-    #[test]
-    fn what_is_worth_a_line() {
-        let before = snapshot(1);
-        let differs = |change: fn(&mut Snapshot)| {
-            let mut after = before.clone();
-            change(&mut after);
-            after.differs(&before)
-        };
-        assert!(!differs(|_| {}));
-        assert!(!differs(|s| s.devices[0].vram_bytes += 400 << 20));
-        assert!(differs(|s| s.devices[0].vram_bytes += 600 << 20));
-        assert!(differs(|s| s.host_bytes += 5 << 30));
-        assert!(differs(|s| s.devices[0].ooms += 1));
-        assert!(before.differs(&Snapshot::default()));
-    }
-
-    #[test]
-    fn line_now_and_then() {
-        assert_eq!(
-            snapshot(1).line(Duration::from_secs(90)),
-            "1 min 30 s: GPU 0 VRAM 0 B of 10.0 GiB, RAM 1.0 MiB of 90.0 GiB"
-        );
     }
 }

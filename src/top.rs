@@ -1,5 +1,6 @@
 //! `greenboost top`: the table of running jobs, from another terminal.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -10,11 +11,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
 use crate::cli::TopArgs;
-use crate::jobs::{Running, links_of, processes_of, running};
-use crate::link::Links;
+use crate::jobs::{Running, links_of, processes_of, running, unknown};
+use crate::link::{Links, ceiling};
+use crate::probe;
 use crate::screen::size_of_terminal;
-use crate::summary::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::table::{Style, View, has_a_terminal};
+use crate::traffic::Meter;
 use crate::voice;
 
 /// How often it is drawn.
@@ -28,20 +31,24 @@ pub fn top(args: &TopArgs) -> anyhow::Result<u8> {
         let mut jobs = running(before);
         if let Some(word) = &args.job {
             jobs.retain(|job| job.is(word));
-            anyhow::ensure!(
-                !jobs.is_empty(),
-                "no running job is called '{word}' or has that process: see greenboost ps"
-            );
+            if jobs.is_empty() {
+                return Err(unknown(word));
+            }
         }
         Ok(jobs)
     };
-    let mut links = Links::default();
+    let mut eyes = Eyes {
+        links: Links::default(),
+        meters: BTreeMap::new(),
+        measured: probe::measured(),
+        began: Instant::now(),
+    };
     let style = Style::of_environment();
     let first = chosen(Vec::new())?;
     let (out, input) = (io::stdout(), io::stdin());
     if !out.is_terminal() || !input.is_terminal() || !has_a_terminal() {
         if !first.is_empty() {
-            lines(&first, &mut links, 100, usize::MAX, style);
+            lines(&first, &mut eyes, 100, usize::MAX, style);
             std::thread::sleep(PATIENCE);
         }
         let plain = Style {
@@ -49,7 +56,7 @@ pub fn top(args: &TopArgs) -> anyhow::Result<u8> {
             ..style
         };
         let columns = size_of_terminal(out.as_fd()).map_or(100, |(_, columns)| columns);
-        let text = lines(&first, &mut links, columns.into(), usize::MAX, plain).join("\n");
+        let text = lines(&first, &mut eyes, columns.into(), usize::MAX, plain).join("\n");
         voice::print(&(text + "\n"))?;
         return Ok(0);
     }
@@ -73,7 +80,7 @@ pub fn top(args: &TopArgs) -> anyhow::Result<u8> {
         let (rows, columns) = size_of_terminal(out.as_fd()).unwrap_or((24, 80));
         let shown = lines(
             &jobs,
-            &mut links,
+            &mut eyes,
             columns.into(),
             usize::from(rows) - 1,
             style,
@@ -115,9 +122,18 @@ pub fn top(args: &TopArgs) -> anyhow::Result<u8> {
     }
 }
 
+/// What is looked at again and again.
+struct Eyes {
+    links: Links,
+    /// By the names of the jobs.
+    meters: BTreeMap<String, Meter>,
+    measured: Option<probe::Rates>,
+    began: Instant,
+}
+
 fn lines(
     jobs: &[Running],
-    links: &mut Links,
+    eyes: &mut Eyes,
     columns: usize,
     room: usize,
     style: Style,
@@ -142,9 +158,15 @@ fn lines(
             lines.push("no memory of a GPU yet".into());
             continue;
         }
+        let meter = eyes.meters.entry(job.name.clone()).or_default();
+        meter.add(&snapshot, eyes.began.elapsed());
+        let links = links_of(ledger, &mut eyes.links);
+        let measured = eyes.measured.as_ref();
         let view = View {
             snapshot: &snapshot,
-            links: links_of(ledger, links),
+            rates: meter.rates(ceiling(&links, measured)),
+            links,
+            measured,
             processes: processes_of(ledger),
             running: job.age(),
         };

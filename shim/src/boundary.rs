@@ -28,13 +28,16 @@ impl Drop for Inside {
 }
 
 /// Runs a hook: `real` passes the call on unchanged, `handle` is what the shim makes of it.
+#[inline(always)]
 pub fn enter(real: impl FnOnce() -> c_int, handle: impl FnOnce() -> c_int) -> c_int {
     if process::passes_through() || INSIDE.with(|inside| inside.replace(true)) {
         return real();
     }
     let _inside = Inside;
     match catch_unwind(AssertUnwindSafe(|| {
-        freeze::announce();
+        if freeze::worth_a_look() {
+            freeze::announce();
+        }
         #[cfg(feature = "fault-injection")]
         fault::strike(std::any::type_name_of_val(&handle));
         handle()

@@ -5,13 +5,15 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
 use greenboost_abi::*;
 
 pub use crate::hooks::MISSING;
 use crate::hooks::real;
 use crate::tier::map::Handle;
+
+pub mod graph;
 
 /// A `CUresult` other than success.
 pub type Error = CUresult;
@@ -109,6 +111,34 @@ uses! {
     fn cuMemsetD2D32Async_ptsz(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream);
     fn nvmlDeviceGetMigMode(device: nvmlDevice_t, current: *mut c_uint, pending: *mut c_uint);
     fn cuDeviceGetGraphMemAttribute(device: CUdevice, attribute: CUgraphMem_attribute, value: *mut c_void);
+    fn cuFuncGetName(name: *mut *const c_char, function: CUfunction);
+    fn cuKernelGetName(name: *mut *const c_char, kernel: *mut c_void);
+    fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
+    fn cuGraphGetNodes(graph: CUgraph, nodes: *mut CUgraphNode, count: *mut usize);
+    fn cuGraphGetEdges(graph: CUgraph, from: *mut CUgraphNode, to: *mut CUgraphNode, count: *mut usize);
+    fn cuGraphGetEdges_v2(graph: CUgraph, from: *mut CUgraphNode, to: *mut CUgraphNode, data: *mut c_void, count: *mut usize);
+    fn cuGraphNodeGetType(node: CUgraphNode, kind: *mut c_int);
+    fn cuGraphKernelNodeGetParams_v2(node: CUgraphNode, params: *mut CUDA_KERNEL_NODE_PARAMS);
+    fn cuGraphMemcpyNodeGetParams(node: CUgraphNode, params: *mut CUDA_MEMCPY3D);
+    fn cuGraphMemsetNodeGetParams(node: CUgraphNode, params: *mut CUDA_MEMSET_NODE_PARAMS);
+    fn cuGraphBatchMemOpNodeGetParams(node: CUgraphNode, params: *mut CUDA_BATCH_MEM_OP_NODE_PARAMS);
+    fn cuGraphChildGraphNodeGetGraph(node: CUgraphNode, graph: *mut CUgraph);
+    fn cuGraphKernelNodeGetAttribute(node: CUgraphNode, attribute: c_int, value: *mut c_void);
+    fn cuGraphClone(clone: *mut CUgraph, graph: CUgraph);
+    fn cuGraphNodeFindInClone(found: *mut CUgraphNode, node: CUgraphNode, clone: CUgraph);
+    fn cuGraphKernelNodeSetParams(node: CUgraphNode, params: *const CUDA_KERNEL_NODE_PARAMS_v1);
+    fn cuGraphKernelNodeSetParams_v2(node: CUgraphNode, params: *const CUDA_KERNEL_NODE_PARAMS);
+    fn cuGraphMemcpyNodeSetParams(node: CUgraphNode, params: *const CUDA_MEMCPY3D);
+    fn cuGraphMemsetNodeSetParams(node: CUgraphNode, params: *const CUDA_MEMSET_NODE_PARAMS);
+    fn cuGraphHostNodeSetParams(node: CUgraphNode, params: *const CUDA_HOST_NODE_PARAMS);
+    fn cuGraphEventRecordNodeSetEvent(node: CUgraphNode, event: CUevent);
+    fn cuGraphEventWaitNodeSetEvent(node: CUgraphNode, event: CUevent);
+    fn cuGraphExternalSemaphoresSignalNodeSetParams(node: CUgraphNode, params: *const c_void);
+    fn cuGraphExternalSemaphoresWaitNodeSetParams(node: CUgraphNode, params: *const c_void);
+    fn cuGraphBatchMemOpNodeSetParams(node: CUgraphNode, params: *const CUDA_BATCH_MEM_OP_NODE_PARAMS);
+    fn cuGraphNodeSetParams(node: CUgraphNode, params: *const CUgraphNodeParams);
+    fn cuFuncGetParamInfo(function: *mut c_void, index: usize, offset: *mut usize, size: *mut usize);
+    fn cuKernelGetParamInfo(kernel: *mut c_void, index: usize, offset: *mut usize, size: *mut usize);
     fn nvmlDeviceGetUUID(device: nvmlDevice_t, text: *mut c_char, length: c_uint);
 }
 
@@ -171,6 +201,52 @@ pub fn graph_memory(device: CUdevice) -> Result<u64> {
 pub fn trim_graph_memory(device: CUdevice) -> Result<()> {
     // SAFETY: no preconditions.
     check(unsafe { real::cuDeviceGraphMemTrim(device) })
+}
+
+/// What a `CUfunction`, or the `CUkernel` in its place, is called (12.3).
+///
+/// # Safety
+/// A function or kernel of the program's that can be launched.
+pub unsafe fn function_name(function: *mut c_void) -> Option<String> {
+    let mut name: *const c_char = std::ptr::null();
+    // SAFETY: the caller's promise; what is written lives as long as the function.
+    unsafe {
+        check(raw::cuFuncGetName(&mut name, function))
+            .or_else(|_| check(raw::cuKernelGetName(&mut name, function)))
+            .ok()?;
+        (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
+/// Offset and size, bytes, of each parameter of a `CUfunction`, or of the `CUkernel` that may stand in its place. `None`:
+/// the driver does not tell (before 12.4).
+///
+/// # Safety
+/// A function or kernel of the program's that can be launched.
+pub unsafe fn parameters(function: *mut c_void) -> Option<Vec<(usize, usize)>> {
+    // The most that a kernel can have: 32764 bytes of parameters (documented).
+    const MOST: usize = 1 << 15;
+    // Asking may load the function. That is no call of the program's in a capture.
+    let _relaxed = Relaxed::enter();
+    let list = |ask: unsafe fn(*mut c_void, usize, *mut usize, *mut usize) -> CUresult| {
+        let mut all = Vec::new();
+        loop {
+            let (mut offset, mut size) = (0, 0);
+            // SAFETY: the caller's promise; writes two sizes.
+            match check(unsafe { ask(function, all.len(), &mut offset, &mut size) }) {
+                Ok(()) if all.len() < MOST => all.push((offset, size)),
+                Ok(()) => return Err(CUDA_ERROR_INVALID_VALUE),
+                // Past the last one.
+                Err(CUDA_ERROR_INVALID_VALUE) => return Ok(all),
+                Err(code) => return Err(code),
+            }
+        }
+    };
+    match list(raw::cuFuncGetParamInfo) {
+        Ok(all) if !all.is_empty() => Some(all),
+        // A function without any, or a kernel: that is said to have none, or to be no function.
+        none => list(raw::cuKernelGetParamInfo).or(none).ok(),
+    }
 }
 
 /// Whether a device can reach another one's memory.
@@ -426,11 +502,34 @@ pub unsafe fn release(handle: CUmemGenericAllocationHandle) -> Result<()> {
     check(unsafe { real::cuMemRelease(handle) })
 }
 
+/// Where ranges are reserved, if there is room: kernels are given pairs of small numbers in the words of their arguments,
+/// and with addresses as low as the driver's own (0x302000000: measured) such a pair looks like one. No matrix has sides
+/// that are as odd as these upper halves.
+const ODD: std::ops::Range<u64> = 0x2b67_0000_0000..0x2bff_0000_0000;
+
 /// Reserves a virtual range, aligned to 2 MiB.
 pub fn reserve(size: usize) -> Result<CUdeviceptr> {
+    static NEXT: AtomicU64 = AtomicU64::new(ODD.start);
+    let grain = 2 << 20;
+    let span = (size as u64).next_multiple_of(grain);
+    let turn = |at: u64| {
+        let start = if at + span <= ODD.end { at } else { ODD.start };
+        Some(start + span)
+    };
+    let at = NEXT.fetch_update(SeqCst, SeqCst, turn).unwrap_or(0);
+    let wish = if at + span <= ODD.end { at } else { ODD.start };
     let mut address = 0;
     // SAFETY: writes one address.
-    check(unsafe { raw::cuMemAddressReserve(&mut address, size, 2 << 20, 0, 0) })?;
+    let ask = |address: &mut CUdeviceptr, wish| unsafe {
+        check(raw::cuMemAddressReserve(
+            address,
+            size,
+            grain as usize,
+            wish,
+            0,
+        ))
+    };
+    ask(&mut address, wish).or_else(|_| ask(&mut address, 0))?;
     Ok(address)
 }
 
@@ -463,6 +562,27 @@ pub unsafe fn map(
 pub unsafe fn unmap(address: CUdeviceptr, size: usize) -> Result<()> {
     // SAFETY: the caller's promise.
     check(unsafe { real::cuMemUnmap(address, size) })
+}
+
+/// Copies between two addresses of the current context's device, and waits for it.
+///
+/// # Errors
+/// The driver's, and whether the copy is over, or was never begun; if not, it may go on.
+///
+/// # Safety
+/// Both are mapped for the device for so many bytes, and nothing else uses either.
+pub unsafe fn copy(
+    to: CUdeviceptr,
+    from: CUdeviceptr,
+    bytes: usize,
+) -> std::result::Result<(), (Error, bool)> {
+    let stream = std::ptr::null_mut();
+    // SAFETY: the caller's promise.
+    unsafe {
+        check(real::cuMemcpyDtoDAsync_v2(to, from, bytes, stream)).map_err(|code| (code, true))?;
+        check(raw::cuStreamSynchronize(stream))
+            .map_err(|code| (code, synchronize_current().is_ok()))
+    }
 }
 
 /// Lets these devices read and write a range of whole mappings.
@@ -588,11 +708,16 @@ pub fn total_mem(device: CUdevice) -> Result<u64> {
 
 /// The `CUmemorytype` of an address, as the driver sees it.
 pub fn memory_type(address: CUdeviceptr) -> Result<c_uint> {
-    let mut kind: c_uint = 0;
-    let out = (&raw mut kind).cast();
-    // SAFETY: writes one unsigned int; any address may be asked about.
-    check(unsafe { real::cuPointerGetAttribute(out, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address) })?;
-    Ok(kind)
+    pointer_number(address, CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
+}
+
+/// An attribute of an address that is 32 bits wide at most, as the driver sees it.
+pub fn pointer_number(address: CUdeviceptr, attribute: CUpointer_attribute) -> Result<c_uint> {
+    let mut number: c_uint = 0;
+    let out = (&raw mut number).cast();
+    // SAFETY: writes at most one unsigned int; any address may be asked about.
+    check(unsafe { real::cuPointerGetAttribute(out, attribute, address) })?;
+    Ok(number)
 }
 
 /// Whether this is a GPU in MIG mode; an instance of one is not.

@@ -42,10 +42,16 @@ const LINKED: u8 = 1;
 const CROWDED: u8 = 2;
 const OPENED: u8 = 3;
 
-/// Whether all movement has ended in this process, for good. Code that moves memory asks by [`Motion::begin`]. Nothing
-/// moves yet: so far this is only announced.
+/// Whether all movement has ended in this process, for good. Code that moves memory asks by [`Motion::begin`].
 pub fn frozen() -> bool {
     FROZEN.load(SeqCst) != 0
+}
+
+/// Whether a function was called that the table of symbols does not know: it may do anything, to anything by its handle.
+pub fn unknown_called() -> bool {
+    let called = CALLED.iter().zip(&NAMES);
+    let mut called = called.filter(|(called, _)| called.load(Acquire) != 0);
+    frozen() && called.any(|(_, name)| mediation::class_of(name.get().as_bytes()).is_none())
 }
 
 /// A move under way: a function that freezes waits at its first call until it is dropped.
@@ -160,6 +166,12 @@ fn look_at_devices() {
         name.set_bytes(device.as_os_str().as_bytes());
         freeze(OPENED, &name);
     }
+}
+
+/// Whether [`announce`] may have something to tell.
+#[inline(always)]
+pub fn worth_a_look() -> bool {
+    FROZEN.load(Relaxed) != 0
 }
 
 /// Tells the launcher, once, if it has happened. Called at the start of every intercepted call: not by the stub, which

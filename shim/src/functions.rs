@@ -83,22 +83,26 @@ fn page() -> String {
         names.filter(move |n| class_of(n.as_bytes()).is_some_and(|(c, _)| c == class))
     };
     let intercepted = |name: &str| hooks.iter().any(|h| h.name == name);
-    let (gated, harmless) = (of(Class::Gated).count(), of(Class::Harmless).count());
-    let open: Vec<&str> = of(Class::Gated).filter(|n| !intercepted(n)).collect();
+    let count = |class: Class| {
+        let hooked = of(class).filter(|n| intercepted(n)).count();
+        format!("{} | {hooked}", of(class).count())
+    };
     out += &format!(
         "\n## All functions of the driver\n\
          `symbols.txt` has the {} functions of driver 580.159.04.\n\n\
          | class | functions | intercepted | meaning |\n|---|---|---|---|\n\
-         | gated | {gated} | {} | names memory or starts work that touches memory |\n\
-         | harmless | {harmless} | {} | neither names nor touches memory that could move |\n\
-         | freezing | {} | 0 | names memory in a way that the shim cannot follow |\n\n\
+         | gated | {} | starts work that touches memory, or changes what is mapped |\n\
+         | naming | {} | names memory for work that starts later, by a gated function |\n\
+         | harmless | {} | neither names nor touches memory that could move |\n\
+         | freezing | {} | names memory in a way that the shim cannot follow |\n\n\
          A freezing function, and one that is not in the list because the driver is newer, is handed out behind a stub.\n\
          At its first call nothing is moved in the process any more, which the launcher hears once; the call itself\n\
          goes on unchanged.\n",
         names.len(),
-        gated - open.len(),
-        of(Class::Harmless).filter(|n| intercepted(n)).count(),
-        of(Class::Freezing).count(),
+        count(Class::Gated),
+        count(Class::Naming),
+        count(Class::Harmless),
+        count(Class::Freezing),
     );
     out += "\n### Freezing\n| why | functions |\n|---|---|\n";
     let mut reasons: Vec<&str> = Vec::new();
@@ -113,14 +117,6 @@ fn page() -> String {
             .filter(|n| class_of(n.as_bytes()).expect("listed").1 == reason)
             .map(|n| format!("`{n}`"));
         out += &format!("| {reason} | {} |\n", with.collect::<Vec<_>>().join(" "));
-    }
-    if !open.is_empty() {
-        out += &format!(
-            "\n### Gated, not intercepted yet\nNothing moves yet. Before it does, these {} need a row in the table.\n\n",
-            open.len()
-        );
-        let open: Vec<String> = open.iter().map(|n| format!("`{n}`")).collect();
-        out += &format!("{}\n", open.join(" "));
     }
     out
 }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 use greenboost_abi::*;
 
 use crate::calls::{
-    array, capture, code, context, external, graph, host, ipc, memory, order, pointer, pool,
-    proc_address, query, sync, vmm,
+    array, capture, code, context, exec, external, graph, host, ipc, launch, memory, order, pass,
+    pointer, pool, proc_address, query, sync, vmm,
 };
 use crate::{boundary, process};
 
@@ -78,12 +78,18 @@ macro_rules! hooks {
 /// What a function returns that the installed driver does not have: `CUDA_ERROR_NOT_FOUND`.
 pub const MISSING: c_int = CUDA_ERROR_NOT_FOUND;
 
+#[inline(always)]
 fn real_address(index: usize) -> Option<usize> {
-    let known = || Some(ROWS[index].real.load(Acquire)).filter(|&a| a != 0);
-    known().or_else(|| {
-        crate::symbols::learn_from_link();
-        known()
-    })
+    match ROWS[index].real.load(Acquire) {
+        0 => look_up(index),
+        address => Some(address),
+    }
+}
+
+#[cold]
+fn look_up(index: usize) -> Option<usize> {
+    crate::symbols::learn_from_link();
+    Some(ROWS[index].real.load(Acquire)).filter(|&a| a != 0)
 }
 
 /// The row of a name, if it is intercepted.
@@ -380,30 +386,30 @@ hooks! {
     /// Closes a capture that the program gave up.
     fn cuStreamDestroy_v2(stream: CUstream) => capture::destroy_v2;
 
-    // Graphs: the memory that their nodes allocate is the driver's, counted when it can have changed
-    /// Counts what graphs hold.
+    // Graphs: what instances name is known; the memory that nodes allocate is the driver's, counted when it can have changed
+    /// Reaches the instance that runs; counts what graphs hold.
     fn cuGraphLaunch(exec: CUgraphExec, stream: CUstream) => graph::launch;
-    /// Counts what graphs hold.
+    /// Reaches the instance that runs; counts what graphs hold.
     fn cuGraphLaunch_ptsz(exec: CUgraphExec, stream: CUstream) => graph::launch_ptsz;
-    /// Counts what graphs hold.
+    /// Reaches the instance that runs; counts what graphs hold.
     fn cuGraphUpload(exec: CUgraphExec, stream: CUstream) => graph::upload;
-    /// Counts what graphs hold.
+    /// Reaches the instance that runs; counts what graphs hold.
     fn cuGraphUpload_ptsz(exec: CUgraphExec, stream: CUstream) => graph::upload_ptsz;
-    /// Counts what graphs hold.
+    /// Remembers what its nodes name; counts what graphs hold.
     fn cuGraphInstantiate(out: *mut CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, log: *mut c_char, size: usize)
         => graph::instantiate_v1;
-    /// Counts what graphs hold.
+    /// Remembers what its nodes name; counts what graphs hold.
     fn cuGraphInstantiate_v2(out: *mut CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, log: *mut c_char, size: usize)
         => graph::instantiate_v2;
-    /// Counts what graphs hold.
+    /// Remembers what its nodes name; counts what graphs hold.
     fn cuGraphInstantiateWithFlags(out: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong) => graph::instantiate_flags;
-    /// Counts what graphs hold.
-    fn cuGraphInstantiateWithParams(out: *mut CUgraphExec, graph: CUgraph, params: *mut c_void)
+    /// Remembers what its nodes name; counts what graphs hold.
+    fn cuGraphInstantiateWithParams(out: *mut CUgraphExec, graph: CUgraph, params: *mut CUDA_GRAPH_INSTANTIATE_PARAMS)
         => graph::instantiate_params;
-    /// Counts what graphs hold.
-    fn cuGraphInstantiateWithParams_ptsz(out: *mut CUgraphExec, graph: CUgraph, params: *mut c_void)
+    /// Remembers what its nodes name; counts what graphs hold.
+    fn cuGraphInstantiateWithParams_ptsz(out: *mut CUgraphExec, graph: CUgraph, params: *mut CUDA_GRAPH_INSTANTIATE_PARAMS)
         => graph::instantiate_params_ptsz;
-    /// Counts what graphs hold.
+    /// Destroys what runs in its place too; counts what graphs hold.
     fn cuGraphExecDestroy(exec: CUgraphExec) => graph::destroy_exec;
     /// Counts what graphs hold.
     fn cuDeviceGraphMemTrim(device: CUdevice) => graph::trim;
@@ -416,6 +422,52 @@ hooks! {
     /// From the first allocation node on, what graphs hold is counted.
     fn cuGraphAddNode_v2(out: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, edges: *const c_void, count: usize, params: *mut CUgraphNodeParams)
         => graph::add_node_v2;
+
+    /// No node of its instances can be named any more.
+    fn cuGraphDestroy(graph: CUgraph) => graph::destroy;
+    /// Succeeds where only the place of memory speaks against it: another instance runs then.
+    fn cuGraphExecUpdate(exec: CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, why: *mut CUgraphExecUpdateResult)
+        => exec::update_v1;
+    /// Succeeds where only the place of memory speaks against it: another instance runs then.
+    fn cuGraphExecUpdate_v2(exec: CUgraphExec, graph: CUgraph, info: *mut CUgraphExecUpdateResultInfo) => exec::update;
+    /// Succeeds where only the place of memory speaks against it: another instance runs then.
+    fn cuGraphExecMemcpyNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const CUDA_MEMCPY3D, context: CUcontext)
+        => exec::set_copy;
+    /// Succeeds where only the place of memory speaks against it: another instance runs then.
+    fn cuGraphExecNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *mut CUgraphNodeParams) => exec::set_any;
+    /// Reaches the instance that runs; remembers what the node names.
+    fn cuGraphExecKernelNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const CUDA_KERNEL_NODE_PARAMS_v1)
+        => exec::set_kernel_v1;
+    /// Reaches the instance that runs; remembers what the node names.
+    fn cuGraphExecKernelNodeSetParams_v2(exec: CUgraphExec, node: CUgraphNode, params: *const CUDA_KERNEL_NODE_PARAMS)
+        => exec::set_kernel;
+    /// Reaches the instance that runs; remembers what the node names.
+    fn cuGraphExecMemsetNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const CUDA_MEMSET_NODE_PARAMS, context: CUcontext)
+        => exec::set_set;
+    /// Reaches the instance that runs; remembers what the node names.
+    fn cuGraphExecBatchMemOpNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const CUDA_BATCH_MEM_OP_NODE_PARAMS)
+        => exec::set_batch;
+    /// Reaches the instance that runs; remembers what the node names.
+    fn cuGraphExecChildGraphNodeSetParams(exec: CUgraphExec, node: CUgraphNode, child: CUgraph) => exec::set_child;
+    /// Reaches the instance that runs.
+    fn cuGraphExecHostNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const CUDA_HOST_NODE_PARAMS)
+        => exec::set_host;
+    /// Reaches the instance that runs.
+    fn cuGraphExecEventRecordNodeSetEvent(exec: CUgraphExec, node: CUgraphNode, event: CUevent) => exec::set_record;
+    /// Reaches the instance that runs.
+    fn cuGraphExecEventWaitNodeSetEvent(exec: CUgraphExec, node: CUgraphNode, event: CUevent) => exec::set_wait;
+    /// Reaches the instance that runs.
+    fn cuGraphExecExternalSemaphoresSignalNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const c_void)
+        => exec::set_signal;
+    /// Reaches the instance that runs.
+    fn cuGraphExecExternalSemaphoresWaitNodeSetParams(exec: CUgraphExec, node: CUgraphNode, params: *const c_void)
+        => exec::set_await;
+    /// Reaches the instance that runs.
+    fn cuGraphNodeSetEnabled(exec: CUgraphExec, node: CUgraphNode, on: c_uint) => exec::set_enabled;
+    /// Reaches the instance that runs.
+    fn cuGraphNodeGetEnabled(exec: CUgraphExec, node: CUgraphNode, on: *mut c_uint) => exec::get_enabled;
+    /// Reaches the instance that runs.
+    fn cuGraphExecGetFlags(exec: CUgraphExec, flags: *mut c_ulonglong) => exec::get_flags;
 
     // Synchronous calls that must not wait for host-backed ranges where they would not for VRAM
     /// Issued in its asynchronous form when an operand is host-backed.
@@ -508,4 +560,251 @@ hooks! {
     fn cuMemcpy3DPeerAsync(copy: *const CUDA_MEMCPY3D, stream: CUstream) => order::later3d_peer;
     /// Noticed when it reaches from one device to another.
     fn cuMemcpy3DPeerAsync_ptsz(copy: *const CUDA_MEMCPY3D, stream: CUstream) => order::later3d_peer_ptsz;
+
+    // Launches: what their arguments point to is noted
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchKernel(f: CUfunction, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: CUstream, params: *mut *mut c_void, extra: *mut *mut c_void)
+        => launch::kernel;
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchKernel_ptsz(f: CUfunction, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: CUstream, params: *mut *mut c_void, extra: *mut *mut c_void)
+        => launch::kernel_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchKernelEx(config: *const CUlaunchConfig, f: CUfunction, params: *mut *mut c_void, extra: *mut *mut c_void)
+        => launch::kernel_ex;
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchKernelEx_ptsz(config: *const CUlaunchConfig, f: CUfunction, params: *mut *mut c_void, extra: *mut *mut c_void)
+        => launch::kernel_ex_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchCooperativeKernel(f: CUfunction, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: CUstream, params: *mut *mut c_void)
+        => launch::cooperative;
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchCooperativeKernel_ptsz(f: CUfunction, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: CUstream, params: *mut *mut c_void)
+        => launch::cooperative_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuLaunchCooperativeKernelMultiDevice(list: *mut CUDA_LAUNCH_PARAMS, count: c_uint, flags: c_uint)
+        => launch::cooperative_devices;
+
+    // Other operations on memory
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyDtoH_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize)
+        => pass::cuMemcpyDtoH_v2;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyDtoH_v2_ptds(to: *mut c_void, from: CUdeviceptr, bytes: usize)
+        => pass::cuMemcpyDtoH_v2_ptds;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyHtoDAsync_v2;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyDtoHAsync_v2;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD8Async(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream)
+        => pass::cuMemsetD8Async;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD2D8Async(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream)
+        => pass::cuMemsetD2D8Async;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD16Async(to: CUdeviceptr, value: c_ushort, count: usize, stream: CUstream)
+        => pass::cuMemsetD16Async;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD2D16Async(to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize, stream: CUstream)
+        => pass::cuMemsetD2D16Async;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD32Async(to: CUdeviceptr, value: c_uint, count: usize, stream: CUstream)
+        => pass::cuMemsetD32Async;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD2D32Async(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream)
+        => pass::cuMemsetD2D32Async;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyHtoDAsync_v2_ptsz(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyHtoDAsync_v2_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyDtoHAsync_v2_ptsz(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyDtoHAsync_v2_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD8Async_ptsz(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream)
+        => pass::cuMemsetD8Async_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD2D8Async_ptsz(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream)
+        => pass::cuMemsetD2D8Async_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD16Async_ptsz(to: CUdeviceptr, value: c_ushort, count: usize, stream: CUstream)
+        => pass::cuMemsetD16Async_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD2D16Async_ptsz(to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize, stream: CUstream)
+        => pass::cuMemsetD2D16Async_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD32Async_ptsz(to: CUdeviceptr, value: c_uint, count: usize, stream: CUstream)
+        => pass::cuMemsetD32Async_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemsetD2D32Async_ptsz(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream)
+        => pass::cuMemsetD2D32Async_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyDtoA_v2(to: CUarray, at: usize, from: CUdeviceptr, bytes: usize)
+        => pass::cuMemcpyDtoA_v2;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyAtoD_v2(to: CUdeviceptr, from: CUarray, at: usize, bytes: usize)
+        => pass::cuMemcpyAtoD_v2;
+    /// Passes the gate.
+    fn cuMemcpyAtoA_v2(to: CUarray, to_at: usize, from: CUarray, from_at: usize, bytes: usize)
+        => pass::cuMemcpyAtoA_v2;
+    /// Passes the gate.
+    fn cuMemcpyAtoH_v2(to: *mut c_void, from: CUarray, at: usize, bytes: usize)
+        => pass::cuMemcpyAtoH_v2;
+    /// Passes the gate.
+    fn cuMemcpyHtoA_v2(to: CUarray, at: usize, from: *const c_void, bytes: usize)
+        => pass::cuMemcpyHtoA_v2;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyDtoA_v2_ptds(to: CUarray, at: usize, from: CUdeviceptr, bytes: usize)
+        => pass::cuMemcpyDtoA_v2_ptds;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyAtoD_v2_ptds(to: CUdeviceptr, from: CUarray, at: usize, bytes: usize)
+        => pass::cuMemcpyAtoD_v2_ptds;
+    /// Passes the gate.
+    fn cuMemcpyAtoA_v2_ptds(to: CUarray, to_at: usize, from: CUarray, from_at: usize, bytes: usize)
+        => pass::cuMemcpyAtoA_v2_ptds;
+    /// Passes the gate.
+    fn cuMemcpyAtoH_v2_ptds(to: *mut c_void, from: CUarray, at: usize, bytes: usize)
+        => pass::cuMemcpyAtoH_v2_ptds;
+    /// Passes the gate.
+    fn cuMemcpyHtoA_v2_ptds(to: CUarray, at: usize, from: *const c_void, bytes: usize)
+        => pass::cuMemcpyHtoA_v2_ptds;
+    /// Passes the gate.
+    fn cuMemcpyAtoHAsync_v2(to: *mut c_void, from: CUarray, at: usize, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyAtoHAsync_v2;
+    /// Passes the gate.
+    fn cuMemcpyHtoAAsync_v2(to: CUarray, at: usize, from: *const c_void, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyHtoAAsync_v2;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyBatchAsync(to: *mut CUdeviceptr, from: *mut CUdeviceptr, bytes: *mut usize, count: usize, attributes: *mut c_void, indices: *mut usize, kinds: usize, failed: *mut usize, stream: CUstream)
+        => pass::cuMemcpyBatchAsync;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyBatchAsync_v2(to: *mut CUdeviceptr, from: *mut CUdeviceptr, bytes: *mut usize, count: usize, attributes: *mut c_void, indices: *mut usize, kinds: usize, stream: CUstream)
+        => pass::cuMemcpyBatchAsync_v2;
+    /// Passes the gate.
+    fn cuMemcpy3DBatchAsync(count: usize, list: *mut c_void, failed: *mut usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemcpy3DBatchAsync;
+    /// Passes the gate.
+    fn cuMemcpy3DBatchAsync_v2(count: usize, list: *mut c_void, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemcpy3DBatchAsync_v2;
+    /// Passes the gate.
+    fn cuMemPrefetchAsync(address: CUdeviceptr, bytes: usize, device: CUdevice, stream: CUstream)
+        => pass::cuMemPrefetchAsync;
+    /// Passes the gate.
+    fn cuMemPrefetchAsync_v2(address: CUdeviceptr, bytes: usize, location: CUmemLocation, flags: c_uint, stream: CUstream)
+        => pass::cuMemPrefetchAsync_v2;
+    /// Passes the gate.
+    fn cuMemPrefetchBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemPrefetchBatchAsync;
+    /// Passes the gate.
+    fn cuMemDiscardAndPrefetchBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemDiscardAndPrefetchBatchAsync;
+    /// Passes the gate.
+    fn cuMemDiscardBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemDiscardBatchAsync;
+    /// Passes the gate.
+    fn cuMemBatchDecompressAsync(list: *mut c_void, count: usize, flags: c_uint, failed: *mut usize, stream: CUstream)
+        => pass::cuMemBatchDecompressAsync;
+    /// Passes the gate.
+    fn cuMemMapArrayAsync(list: *mut c_void, count: c_uint, stream: CUstream)
+        => pass::cuMemMapArrayAsync;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue32(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWaitValue32;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue32(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWriteValue32;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue64(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWaitValue64;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue64(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWriteValue64;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamBatchMemOp(stream: CUstream, count: c_uint, list: *mut c_void, flags: c_uint)
+        => pass::cuStreamBatchMemOp;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue32_v2(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWaitValue32_v2;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue32_v2(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWriteValue32_v2;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue64_v2(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWaitValue64_v2;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue64_v2(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWriteValue64_v2;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamBatchMemOp_v2(stream: CUstream, count: c_uint, list: *mut c_void, flags: c_uint)
+        => pass::cuStreamBatchMemOp_v2;
+    /// Passes the gate.
+    fn cuMemcpyAtoHAsync_v2_ptsz(to: *mut c_void, from: CUarray, at: usize, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyAtoHAsync_v2_ptsz;
+    /// Passes the gate.
+    fn cuMemcpyHtoAAsync_v2_ptsz(to: CUarray, at: usize, from: *const c_void, bytes: usize, stream: CUstream)
+        => pass::cuMemcpyHtoAAsync_v2_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyBatchAsync_ptsz(to: *mut CUdeviceptr, from: *mut CUdeviceptr, bytes: *mut usize, count: usize, attributes: *mut c_void, indices: *mut usize, kinds: usize, failed: *mut usize, stream: CUstream)
+        => pass::cuMemcpyBatchAsync_ptsz;
+    /// Passes the gate; what it names is noted.
+    fn cuMemcpyBatchAsync_v2_ptsz(to: *mut CUdeviceptr, from: *mut CUdeviceptr, bytes: *mut usize, count: usize, attributes: *mut c_void, indices: *mut usize, kinds: usize, stream: CUstream)
+        => pass::cuMemcpyBatchAsync_v2_ptsz;
+    /// Passes the gate.
+    fn cuMemcpy3DBatchAsync_ptsz(count: usize, list: *mut c_void, failed: *mut usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemcpy3DBatchAsync_ptsz;
+    /// Passes the gate.
+    fn cuMemcpy3DBatchAsync_v2_ptsz(count: usize, list: *mut c_void, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemcpy3DBatchAsync_v2_ptsz;
+    /// Passes the gate.
+    fn cuMemPrefetchAsync_ptsz(address: CUdeviceptr, bytes: usize, device: CUdevice, stream: CUstream)
+        => pass::cuMemPrefetchAsync_ptsz;
+    /// Passes the gate.
+    fn cuMemPrefetchAsync_v2_ptsz(address: CUdeviceptr, bytes: usize, location: CUmemLocation, flags: c_uint, stream: CUstream)
+        => pass::cuMemPrefetchAsync_v2_ptsz;
+    /// Passes the gate.
+    fn cuMemPrefetchBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemPrefetchBatchAsync_ptsz;
+    /// Passes the gate.
+    fn cuMemDiscardAndPrefetchBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemDiscardAndPrefetchBatchAsync_ptsz;
+    /// Passes the gate.
+    fn cuMemDiscardBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, flags: c_ulonglong, stream: CUstream)
+        => pass::cuMemDiscardBatchAsync_ptsz;
+    /// Passes the gate.
+    fn cuMemBatchDecompressAsync_ptsz(list: *mut c_void, count: usize, flags: c_uint, failed: *mut usize, stream: CUstream)
+        => pass::cuMemBatchDecompressAsync_ptsz;
+    /// Passes the gate.
+    fn cuMemMapArrayAsync_ptsz(list: *mut c_void, count: c_uint, stream: CUstream)
+        => pass::cuMemMapArrayAsync_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue32_ptsz(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWaitValue32_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue32_ptsz(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWriteValue32_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue64_ptsz(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWaitValue64_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue64_ptsz(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWriteValue64_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamBatchMemOp_ptsz(stream: CUstream, count: c_uint, list: *mut c_void, flags: c_uint)
+        => pass::cuStreamBatchMemOp_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue32_v2_ptsz(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWaitValue32_v2_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue32_v2_ptsz(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint)
+        => pass::cuStreamWriteValue32_v2_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWaitValue64_v2_ptsz(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWaitValue64_v2_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamWriteValue64_v2_ptsz(stream: CUstream, address: CUdeviceptr, value: c_ulonglong, flags: c_uint)
+        => pass::cuStreamWriteValue64_v2_ptsz;
+    /// Passes the gate; the memory stays where it is from then on.
+    fn cuStreamBatchMemOp_v2_ptsz(stream: CUstream, count: c_uint, list: *mut c_void, flags: c_uint)
+        => pass::cuStreamBatchMemOp_v2_ptsz;
 }

@@ -11,7 +11,7 @@
 //! - [`boundary`]: what every intercepted call passes: re-entrancy, panics, fall-through;
 //! - [`mediation`]: what every other function of the driver may do, [`freeze`]: and the end of all movement if need be;
 //! - [`calls`]: what each intercepted call means;
-//! - [`tier`]: allocations, chunks, budgets, mappings, draining;
+//! - [`tier`]: allocations, chunks, budgets, mappings, draining, the gate, placement;
 //! - [`driver`]: the real driver, `Result`-typed.
 //!
 //! [`process`] holds the life of the process (asleep until its `cuInit`), [`telemetry`] what the launcher hears,

@@ -15,6 +15,7 @@ use greenboost_wire::record::Kind;
 use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE};
 
 use crate::hooks::real;
+use crate::tier::steward;
 use crate::{driver, freeze, telemetry};
 
 const UNASKED: u8 = 0;
@@ -57,6 +58,7 @@ fn variable(name: &CStr) -> Option<&'static CStr> {
 }
 
 /// Whether hooks go straight to the real functions.
+#[inline]
 pub fn passes_through() -> bool {
     is_off() || STATE.load(Acquire) == FORKED
 }
@@ -179,6 +181,15 @@ pub fn wound(what: &str) {
     }
 }
 
+/// Stops the program: it holds addresses that are not valid any more.
+pub fn stop(what: &str) -> ! {
+    telemetry::say(Kind::Wounded, None, [0; 3], what);
+    let line = format!("greenboost: stopped the program: {what}\n");
+    // SAFETY: writes bytes that are there.
+    unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+    std::process::abort()
+}
+
 /// Tells the launcher, once, of an error after which the driver refuses all further work (cuda.h says which those are).
 /// It comes as the result of whatever call is made next, so the one that is seen here need not be its cause.
 pub fn device_error(code: CUresult) {
@@ -207,6 +218,7 @@ extern "C" fn after_fork() {
 
 extern "C" fn at_exit() {
     let Some(job) = job() else { return };
+    steward::end();
     freeze::announce();
     let sum = |tier| {
         (0..greenboost_wire::ledger::DEVICES)

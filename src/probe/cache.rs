@@ -115,16 +115,20 @@ pub fn kept(dir: &Path, key: &Key) -> Vec<Kept> {
             let path = file.ok()?.path();
             let is_ours = path.extension().is_some_and(|e| e == "json")
                 && fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= LARGEST);
-            let entry: Entry = is_ours
-                .then(|| serde_json::from_slice(&fs::read(&path).ok()?).ok())
-                .flatten()?;
-            (entry.v == VERSION && entry.key == *key).then_some(Kept {
-                what: entry.what,
-                section: entry.section,
-                time: entry.time,
-            })
+            let bytes = is_ours.then(|| fs::read(&path).ok()).flatten()?;
+            parse(&bytes, key)
         })
         .collect()
+}
+
+/// What a file holds, if that is for this machine and driver. It may have been written by anybody who may write there.
+fn parse(bytes: &[u8], key: &Key) -> Option<Kept> {
+    let entry: Entry = serde_json::from_slice(bytes).ok()?;
+    (entry.v == VERSION && entry.key == *key).then_some(Kept {
+        what: entry.what,
+        section: entry.section,
+        time: entry.time,
+    })
 }
 
 fn file_name(key: &Key, tier: Tier, what: &str) -> String {
@@ -138,8 +142,95 @@ fn file_name(key: &Key, tier: Tier, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::probe::advice::judge;
     use crate::probe::figure::{Figure, Unit};
+    use crate::probe::fuzz::{damaged, peak};
+    use crate::probe::verdict::{self, Rates};
+
+    fn here() -> Key {
+        Key {
+            machine: "m".into(),
+            driver: "580".into(),
+        }
+    }
+
+    /// A file in which everything is that a verdict needs.
+    fn whole() -> Vec<u8> {
+        let mut section = Section::new(Tier::Link, "GPU");
+        section.fact("file system", "ext4 on /dev/vda");
+        for id in [
+            "zero.read16",
+            "dma.h2d",
+            "vram.read",
+            "zero.reread",
+            "read.1m.8",
+        ] {
+            let figure = Figure::new(id, id, Unit::Rate, &[1e9, 2e9], Some(7e9));
+            section.figures.push(figure);
+        }
+        let entry = Entry {
+            v: VERSION,
+            key: here(),
+            time: 7,
+            what: "/scratch".into(),
+            section,
+        };
+        serde_json::to_vec(&entry).unwrap()
+    }
+
+    /// What is said by such files is said in finite numbers, or not.
+    fn speak(mut kept: Kept) {
+        let mut sections = Vec::new();
+        for tier in [Tier::Link, Tier::Vram, Tier::Nvme] {
+            kept.section.tier = tier;
+            let settings = crate::plan::Plan::new(
+                &crate::cli::RunArgs::default(),
+                &crate::machine::Machine::look(),
+            )
+            .settings;
+            let said = judge(&settings, &[], &[kept.clone()]).unwrap_or_default();
+            assert!(!said.contains("NaN") && !said.contains("inf"), "{said}");
+            sections.push(kept.section.clone());
+        }
+        if let Some(rates) = Rates::of(&sections) {
+            let said = verdict::spilling(&rates, None).concat();
+            assert!(!said.contains("NaN") && !said.contains("inf"), "{said}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        #[test]
+        fn damaged_files_are_passed_over(bytes in damaged(whole())) {
+            let (kept, most) = peak(|| parse(&bytes, &here()));
+            prop_assert!(most < 64 << 10, "{most}");
+            if let Some(kept) = kept {
+                speak(kept);
+            }
+        }
+
+        #[test]
+        fn any_numbers(value in any::<f64>(), other in any::<f64>()) {
+            let text = String::from_utf8(whole()).unwrap();
+            let with = |n: f64| serde_json::to_string(&n).unwrap();
+            let text = text.replace("1500000000.0", &with(value)).replace("2000000000.0", &with(other));
+            if let Some(kept) = parse(text.as_bytes(), &here()) {
+                speak(kept);
+            }
+        }
+    }
+
+    #[test]
+    fn the_sample_is_whole() {
+        let kept = parse(&whole(), &here()).unwrap();
+        assert_eq!(kept.section.value("dma.h2d"), Some(1.5e9));
+        assert!(String::from_utf8(whole()).unwrap().contains("1500000000.0"));
+        speak(kept);
+    }
 
     #[test]
     fn for_this_machine_driver_and_directory_only() {

@@ -86,10 +86,17 @@ impl Section {
         self.warnings.push(text.into());
     }
 
+    /// Whether that was found out.
+    pub fn is_said(&self, name: &str, text: &str) -> bool {
+        self.facts.iter().any(|(n, t)| n == name && t == text)
+    }
+
     /// A figure that is a result.
     pub fn value(&self, id: &str) -> Option<f64> {
         let figure = self.figures.iter().find(|f| f.id == id)?;
-        figure.error.is_none().then_some(figure.value)
+        // What is kept in a file may be anything.
+        let is_result = figure.error.is_none() && (1e-3..1e21).contains(&figure.value);
+        is_result.then_some(figure.value)
     }
 }
 

@@ -2,7 +2,8 @@
 
 mod bench;
 mod data;
-pub mod place;
+mod disk;
+mod place;
 mod queue;
 mod scratch;
 
@@ -13,7 +14,7 @@ use anyhow::bail;
 
 pub use self::bench::Bench;
 use self::bench::{LARGEST, Pattern};
-use self::place::Place;
+pub use self::place::Place;
 pub use self::queue::{Direction, Method};
 use super::figure::{Figure, Section, Tier, Unit};
 use super::out::Out;
@@ -157,14 +158,13 @@ pub fn measure(
     let place = &target.place;
     let (file, is_direct) = scratch::create(&target.dir, target.size)?;
     let (mut bench, method, refusal) = Bench::new(file, target.size, is_direct, wish.method)?;
-    section.fact(
-        "file system",
-        format!("{} on {}", place.file_system, place.source),
-    );
-    if let Some(device) = &place.device {
-        let model = place.model.as_deref().unwrap_or("no model name");
-        section.fact("device", format!("{device} ({model})"));
+    section.fact("file system", place.mounted());
+    if let Some(disk) = &place.disk {
+        let model = disk.model.as_deref().unwrap_or("no model name");
+        section.fact("device", format!("{} ({model})", disk.name));
+        section.fact("link at most", disk.link.to_string());
     }
+    let limit = place.disk.as_ref().and_then(|disk| disk.link.rate());
     section.fact("free", human(place.free));
     section.fact("O_DIRECT", if is_direct { "yes" } else { "no" });
     section.fact("method", method.name());
@@ -176,11 +176,7 @@ pub fn measure(
     if !is_direct {
         section.warn("no O_DIRECT here: the page cache is in the figures, and would be in the way of a spill");
     }
-    section.warnings.extend(place::warning(&place.file_system));
-    if place.rotates {
-        section
-            .warn("the device says that it rotates: random access may be far slower than measured");
-    }
+    section.warnings.extend(place.warnings());
 
     out.step(&format!("{shown}: writing the file"));
     let share = |ms: u64| Duration::from_millis(ms) / wish.dirs.max(1);
@@ -191,7 +187,7 @@ pub fn measure(
     };
     let label = "first write, 1 MiB, queue 8";
     let figure = match bench.lay_out(first) {
-        Ok(rate) => Figure::new("write.first", label, Unit::Rate, &[rate], place.link),
+        Ok(rate) => Figure::new("write.first", label, Unit::Rate, &[rate], limit),
         Err(error) => Figure::failed("write.first", label, Unit::Rate, error),
     };
     let is_laid_out = figure.error.is_none();
@@ -201,13 +197,20 @@ pub fn measure(
         for (id, label, pattern) in patterns(wish.quick) {
             out.step(&format!("{shown}: {label}"));
             let figure = match bench.measure(pattern, each, windows) {
-                Ok(rates) => Figure::new(id, label, Unit::Rate, &rates, place.link),
+                Ok(rates) => Figure::new(id, label, Unit::Rate, &rates, limit),
                 Err(error) => {
                     bench.queue().drain();
                     Figure::failed(id, label, Unit::Rate, error)
                 }
             };
             out.figure(&mut section, figure);
+        }
+        let size = bench.size();
+        let cached = scratch::cached(bench.queue().file(), size);
+        if is_direct && cached.is_some_and(|part| part > 0.1) {
+            section.warn(
+                "the page cache holds the file in spite of O_DIRECT: reads may have come from RAM",
+            );
         }
         beyond(&mut bench, &mut section, out);
         out.step(&format!("{shown}: comparing every byte"));

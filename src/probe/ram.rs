@@ -8,6 +8,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::area::Area;
 use super::figure::{Figure, Section, Tier, Unit};
+use super::modules;
 use super::out::Out;
 use crate::machine::Machine;
 use crate::size::human;
@@ -69,15 +70,18 @@ pub fn measure(quick: bool, out: &mut Out) -> Section {
     });
     match prepared {
         Ok(area) => {
-            for (id, label, threads) in [
+            let mut figures = [
                 ("read.all", "read, all cores", cores),
                 ("read.one", "read, one core", 1),
-            ] {
+            ]
+            .map(|(id, label, threads)| {
                 let rates = read(area.words(), threads, time, 5);
-                out.figure(
-                    &mut section,
-                    Figure::new(id, label, Unit::Rate, &rates, None),
-                );
+                Figure::new(id, label, Unit::Rate, &rates, None)
+            });
+            let maximum = modules::maximum();
+            section.fact("memory at most", bound(maximum, &mut figures));
+            for figure in figures {
+                out.figure(&mut section, figure);
             }
         }
         Err(error) => {
@@ -95,6 +99,25 @@ pub fn measure(quick: bool, out: &mut Out) -> Section {
     section
 }
 
+/// Holds the figures against what the firmware says, and that against them: names of slots can mislead.
+fn bound(maximum: Result<modules::Maximum, String>, figures: &mut [Figure]) -> String {
+    match maximum {
+        Ok(maximum) if figures.iter().any(|f| f.value > maximum.rate) => {
+            format!(
+                "unknown (the firmware says {}, less than was measured)",
+                maximum.text
+            )
+        }
+        Ok(maximum) => {
+            for figure in figures {
+                figure.limit = Some(maximum.rate);
+            }
+            maximum.text
+        }
+        Err(why) => format!("unknown ({why})"),
+    }
+}
+
 /// What bounds pinned memory here.
 fn limits(machine: &Machine, section: &mut Section) {
     let plan = crate::plan::Plan::new(&crate::cli::RunArgs::default(), machine);
@@ -103,9 +126,7 @@ fn limits(machine: &Machine, section: &mut Section) {
         text += &format!(" (the cgroup's limit is {})", human(limit));
     }
     section.fact("a run may pin", text);
-    if plan.settings.ram_limit < 4 << 30 {
-        section.warn("little memory can be pinned: end what uses it, or raise the container's or cgroup's limit");
-    }
+    section.warnings.extend(little(plan.settings.ram_limit));
     if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_MEMLOCK) {
         let text = if soft == RLIM_INFINITY {
             "none".into()
@@ -118,6 +139,13 @@ fn limits(machine: &Machine, section: &mut Section) {
         };
         section.fact("memlock limit", text);
     }
+}
+
+/// A limit that is too small to be of use.
+fn little(limit: u64) -> Option<String> {
+    (limit < 4 << 30).then(|| {
+        "little memory can be pinned: end what uses it, or raise the container's or cgroup's limit".into()
+    })
 }
 
 /// Processors that this process may use.
@@ -246,6 +274,44 @@ fn chain(seed: f32, step: impl Fn(f32, f32, f32) -> f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn little_to_pin() {
+        let machine = |gib: u64| Machine {
+            total: gib << 30,
+            available: gib << 30,
+            cgroup_limit: None,
+        };
+        let warned = |gib| {
+            let mut section = Section::new(Tier::Ram, "");
+            limits(&machine(gib), &mut section);
+            section
+                .warnings
+                .iter()
+                .any(|w| w.contains("little memory can be pinned"))
+        };
+        assert!(
+            warned(5) && !warned(6),
+            "three quarters of it are what a run may pin"
+        );
+    }
+
+    #[test]
+    fn what_the_firmware_says_is_doubted() {
+        let figures = || [Figure::new("read.all", "", Unit::Rate, &[60e9], None)];
+        let of = |rate| modules::Maximum {
+            rate,
+            text: "2 channels".into(),
+        };
+        let mut some = figures();
+        assert_eq!(bound(Ok(of(80e9)), &mut some), "2 channels");
+        assert_eq!(some[0].share(), Some(75.0));
+        let mut some = figures();
+        let said = bound(Ok(of(50e9)), &mut some);
+        assert!(said.contains("less than was measured"), "{said}");
+        assert_eq!(some, figures());
+        assert_eq!(bound(Err("x".into()), &mut some), "unknown (x)");
+    }
 
     #[test]
     fn reading_takes_time_and_all_threads_count() {

@@ -108,15 +108,46 @@ pub struct Outlook {
     pub sentences: Vec<String>,
 }
 
-/// Predicts.
+/// A model as far as its speed depends on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Of all weights.
+    pub bytes: u64,
+    /// Of those outside VRAM.
+    pub spilled: u64,
+    /// Bytes that are read for every token.
+    pub bytes_per_token: u64,
+    /// Numbers that are used for every token.
+    pub parameters_per_token: u64,
+    pub is_quantised: bool,
+}
+
+/// Predicts, of a model whose weights get what is left of the limit.
 pub fn outlook(model: &Model, vram_limit: u64, rates: &Rates) -> Outlook {
     let reserve = RESERVE.min(vram_limit / 4);
     let room = vram_limit - reserve;
-    let spilled = model.bytes.saturating_sub(room);
+    let load = Load {
+        bytes: model.bytes,
+        spilled: model.bytes.saturating_sub(room),
+        bytes_per_token: model.bytes_per_token,
+        parameters_per_token: model.parameters_per_token,
+        is_quantised: model.is_quantised,
+    };
+    let predictions = predict(&load, rates);
+    Outlook {
+        spilled: load.spilled,
+        room,
+        sentences: sentences(load.spilled, room, &predictions),
+        predictions,
+    }
+}
+
+/// Predicts by zero-copy, staged, and where host RAM was measured by the program's own CPU layers.
+pub fn predict(model: &Load, rates: &Rates) -> Vec<Prediction> {
     let share = if model.bytes == 0 {
         0.0
     } else {
-        spilled as f64 / model.bytes as f64
+        model.spilled as f64 / model.bytes as f64
     };
     let per_token = model.bytes_per_token as f64;
     let (outside, inside) = (per_token * share, per_token * (1.0 - share));
@@ -214,13 +245,7 @@ pub fn outlook(model: &Model, vram_limit: u64, rates: &Rates) -> Outlook {
             ),
         });
     }
-    let sentences = sentences(spilled, room, &predictions);
-    Outlook {
-        spilled,
-        room,
-        predictions,
-        sentences,
-    }
+    predictions
 }
 
 fn sentences(spilled: u64, room: u64, predictions: &[Prediction]) -> Vec<String> {

@@ -6,23 +6,29 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use greenboost_wire::SWITCH_ENV;
+use greenboost_wire::record::Kind;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use serde_json::json;
 
 use super::monotonic;
 use crate::announce::Announcer;
+use crate::asked::{Asked, News};
 use crate::cli::Stats;
 use crate::job::Job;
 use crate::jobs::{links_of, processes_of};
 use crate::json::{self, Sink};
 use crate::launch::Child;
-use crate::link::Links;
+use crate::link::{Links, ceiling};
+use crate::native::Native;
+use crate::probe;
 use crate::say;
 use crate::screen::{Screen, size_of_terminal};
-use crate::summary::{self, Largest, Means, Snapshot};
+use crate::snapshot::Snapshot;
+use crate::summary::{self, Largest, Means};
 use crate::table::{Style, View};
 use crate::target::{Target, Verdict};
+use crate::traffic::Meter;
 use crate::voice::{count, duration};
 
 /// How often the ledger is looked at, and the table drawn.
@@ -105,6 +111,11 @@ pub struct Watch {
     pub(super) links: Links,
     pub(super) means: Means,
     pub(super) sink: Sink,
+    pub(super) asked: Asked,
+    pub(super) meter: Meter,
+    pub(super) native: Option<Native>,
+    /// What was measured here earlier.
+    pub(super) measured: Option<probe::Rates>,
     pub(super) job: Job,
     pub(super) started: Instant,
     /// `CLOCK_MONOTONIC` at the launch, nanoseconds: the clock of the records.
@@ -138,6 +149,7 @@ impl Watch {
             if let Some(status) = child.attend() {
                 let held = Snapshot::take(&self.job.ledger);
                 self.listen();
+                self.heed(&held, self.started.elapsed());
                 self.means.add(&held, self.started.elapsed());
                 return (status, held);
             }
@@ -155,6 +167,8 @@ impl Watch {
             next_beat = now + pace;
             let snapshot = Snapshot::take(&self.job.ledger);
             self.means.add(&snapshot, now);
+            self.meter.add(&snapshot, now);
+            self.heed(&snapshot, now);
             for sentence in self.announcer.levels(&snapshot) {
                 say(&sentence);
             }
@@ -182,14 +196,37 @@ impl Watch {
         }
     }
 
+    /// Tells of what was asked of the job from elsewhere.
+    fn heed(&mut self, snapshot: &Snapshot, now: Duration) {
+        for news in self.asked.look(&self.job.ledger, snapshot) {
+            if let News::Limit {
+                device,
+                before,
+                limit,
+                ..
+            } = news
+            {
+                self.announcer.limit_changed(device, limit < before);
+            }
+            let (kind, fields) = news.record();
+            self.sink.write(kind, now.as_secs_f64(), fields);
+            if self.stats != Stats::Off {
+                say(&news.sentence());
+            }
+        }
+    }
+
     /// Draws the table, from the moment on at which CUDA is used.
     fn show(&mut self, screen: &mut Screen, snapshot: &Snapshot, now: Duration) {
         if snapshot.devices.is_empty() {
             return;
         }
+        let links = links_of(&self.job.ledger, &mut self.links);
         let view = View {
             snapshot,
-            links: links_of(&self.job.ledger, &mut self.links),
+            rates: self.meter.rates(ceiling(&links, self.measured.as_ref())),
+            links,
+            measured: self.measured.as_ref(),
             processes: processes_of(&self.job.ledger),
             running: now,
         };
@@ -207,6 +244,9 @@ impl Watch {
             for record in records {
                 let time = record.time.saturating_sub(self.clock) as f64 / 1e9;
                 self.sink.record(&record, time);
+                if record.kind == Kind::Hello {
+                    self.native = Native::of_process(record.pid).or(self.native.take());
+                }
                 if let Some(sentence) = self.announcer.sentence(&record) {
                     say(&sentence);
                 }
@@ -221,6 +261,8 @@ impl Watch {
             let mut fields = json::snapshot(snapshot);
             let links = links_of(&self.job.ledger, &mut self.links);
             json::add_links(&mut fields, &links);
+            let rates = self.meter.rates(ceiling(&links, self.measured.as_ref()));
+            json::add_rates(&mut fields, &rates);
             self.sink.write("snapshot", time, fields);
         }
     }
@@ -238,7 +280,11 @@ impl Watch {
         let used_cuda = snapshot.cuda_processes > 0 || self.announcer.heard;
         let mut fields = json::snapshot(snapshot);
         let largest = Largest::of(&self.job.ledger, monotonic());
+        let asked = self.job.ledger.settings().vram_limit;
+        let mut advice = summary::advice(snapshot, asked, &self.means);
+        advice.extend(self.native.as_ref().and_then(|n| n.advice(snapshot)));
         json::add_means(&mut fields, &self.means);
+        fields["advice"] = json!(advice);
         fields["largest"] = json!(largest);
         fields["exit_code"] = json!(status.code());
         fields["signal"] = json!(status.signal());
@@ -274,10 +320,15 @@ impl Watch {
                 let columns = size_of_terminal(std::io::stderr().as_fd()).map_or(80, |(_, c)| c);
                 say(&snapshot.summary(&self.announcer.names, &self.means, columns));
             }
+            let links = links_of(&self.job.ledger, &mut self.links);
+            let ceiling = ceiling(&links, self.measured.as_ref());
+            for line in summary::costs(snapshot, time, ceiling) {
+                say(&line);
+            }
             for one in largest.iter().take(LARGEST_SAID) {
                 say(&one.line());
             }
-            for sentence in summary::advice(snapshot, self.job.ledger.settings().vram_limit) {
+            for sentence in advice {
                 say(&sentence);
             }
         } else if std::env::var_os(SWITCH_ENV).is_some_and(|v| v == "off") {

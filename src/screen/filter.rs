@@ -348,18 +348,17 @@ impl Filter {
         };
     }
 
-    /// What undoes the modes that a program has left on.
-    pub fn undo(&mut self) -> String {
+    /// What undoes the modes that the program has turned on by now.
+    pub fn undoing(&self) -> String {
         let mut text = String::new();
         if self.in_string {
             text += "\x1b\\";
         }
         if self.alternate {
             text += "\x1b[?1049l";
-            self.at_line_start = self.was_at_line_start;
         }
-        for mode in std::mem::take(&mut self.modes) {
-            let is_default_on = LEFT_BEHIND.iter().any(|(m, on)| *m == mode && *on);
+        for mode in &self.modes {
+            let is_default_on = LEFT_BEHIND.iter().any(|(m, on)| m == mode && *on);
             let _ = write!(
                 text,
                 "\x1b[?{mode}{}",
@@ -369,6 +368,16 @@ impl Filter {
         if self.styled {
             text += "\x1b[m";
         }
+        text
+    }
+
+    /// What undoes the modes that a program has left on; they are undone then.
+    pub fn undo(&mut self) -> String {
+        let text = self.undoing();
+        if self.alternate {
+            self.at_line_start = self.was_at_line_start;
+        }
+        self.modes.clear();
         (self.alternate, self.in_string, self.styled) = (false, false, false);
         text
     }

@@ -5,8 +5,8 @@
 //! the program in that terminal's foreground, and tells the launcher what becomes of it. It does nothing else, and has no
 //! thread, so that it can go on where the launcher was when it forked.
 //!
-//! When the launcher dies, the keeper puts the user's terminal back as it was and ends, as the shell of a terminal that
-//! was closed would; the program hears of that by SIGHUP.
+//! When the launcher dies, the keeper puts the user's terminal back as it was, its screen too (`rescue`), and ends, as the
+//! shell of a terminal that was closed would; the program hears of that by SIGHUP.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::{ForkResult, Pid, fork, getpgrp, setpgid, setsid, tcgetpgrp, tcsetpgrp};
 
+use super::rescue::Rescue;
 use super::terminal::Terminal;
 use crate::launch::{self, Launch};
 
@@ -82,6 +83,7 @@ impl Keeper {
         launch: &Launch,
         inherited: SigSet,
         terminal: &Terminal,
+        rescue: &Rescue,
         pty: OwnedFd,
     ) -> io::Result<Keeper> {
         let (ours, theirs) = socketpair(
@@ -95,7 +97,8 @@ impl Keeper {
         match unsafe { fork() }? {
             ForkResult::Child => {
                 drop(ours);
-                keep(launch, inherited, terminal, &pty, &replaced, theirs)
+                let tty = (terminal, rescue);
+                keep(launch, inherited, tty, &pty, &replaced, theirs)
             }
             ForkResult::Parent { child } => Ok(Keeper {
                 socket: ours,
@@ -165,7 +168,7 @@ fn end() -> ! {
 fn keep(
     launch: &Launch,
     inherited: SigSet,
-    terminal: &Terminal,
+    (terminal, rescue): (&Terminal, &Rescue),
     pty: &OwnedFd,
     replaced: &[i32],
     socket: OwnedFd,
@@ -264,7 +267,9 @@ fn keep(
             },
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             _ => {
-                terminal.restore_if_raw();
+                if let Some(undoing) = rescue.read() {
+                    terminal.rescue(&undoing);
+                }
                 for signal in [Signal::SIGHUP, Signal::SIGCONT] {
                     let _ = killpg(tcgetpgrp(pty).unwrap_or(pid), signal);
                 }

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -94,6 +95,14 @@ impl Terminal {
 
     /// Keys come as they are pressed, and output is shown as it is.
     pub fn make_raw(&mut self) {
+        // While others had it they may have set it otherwise.
+        if !self.is_raw
+            && let Ok(now) = tcgetattr(&self.file)
+        {
+            self.raw = now.clone();
+            cfmakeraw(&mut self.raw);
+            self.before = now;
+        }
         self.is_raw = tcsetattr(&self.file, SetArg::TCSADRAIN, &self.raw).is_ok();
     }
 
@@ -104,15 +113,45 @@ impl Terminal {
         }
     }
 
-    /// As it was, unless somebody has set it otherwise already: for the one who stays when the launcher is killed.
-    pub fn restore_if_raw(&self) {
+    /// As it was, but for what a program has changed of its own terminal's settings: those are to stay.
+    pub fn restore_with(&mut self, first: &Termios, last: &Termios) {
+        if std::mem::take(&mut self.is_raw) {
+            let settings = with_changes(&self.before, first, last);
+            let _ = tcsetattr(&self.file, SetArg::TCSADRAIN, &settings);
+        }
+    }
+
+    /// For the one who stays when the launcher is killed: frees the terminal of what the program has turned on, by what
+    /// `undoing` says, and of the table, and puts it back as it was unless somebody has set it otherwise already.
+    pub fn rescue(&self, undoing: &[u8]) {
         let is_as_we_left_it = tcgetattr(&self.file).is_ok_and(|now| {
             let parts = |t: &Termios| (t.input_flags, t.output_flags, t.local_flags);
             parts(&now) == parts(&self.raw)
         });
+        // First, because the shell already says that the launcher was killed.
         if is_as_we_left_it {
-            let _ = (&self.file).write_all(b"\x1b7\x1b[r\x1b8\x1b[m\x1b[?25h\r\n\x1b[J");
             let _ = tcsetattr(&self.file, SetArg::TCSADRAIN, &self.before);
+        }
+        // What was being written may have ended inside a sequence.
+        let mut text = b"\x18".to_vec();
+        text.extend(undoing);
+        text.extend(b"\x1b7\x1b[r\x1b8\x1b[m\x1b[?25h");
+        // Where somebody else already writes, the line is theirs.
+        let end: &[u8] = if is_as_we_left_it {
+            b"\r\n\x1b[J"
+        } else {
+            b"\x1b[J"
+        };
+        text.extend(end);
+        // While others write it takes nothing from who does not want to wait.
+        let mut rest = &text[..];
+        for _ in 0..200 {
+            match (&self.file).write(rest) {
+                Ok(n) if n == rest.len() => return,
+                Ok(n) => rest = &rest[n..],
+                Err(error) if is_later(&error) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => return,
+            }
         }
     }
 
@@ -136,6 +175,27 @@ impl AsFd for Terminal {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// `before`, with what is another in `last` than in `first`. How bytes are sent is the device's own affair.
+fn with_changes(before: &Termios, first: &Termios, last: &Termios) -> Termios {
+    macro_rules! changed {
+        ($flags:ident) => {
+            (before.$flags & !(first.$flags ^ last.$flags))
+                | (last.$flags & (first.$flags ^ last.$flags))
+        };
+    }
+    let mut settings = before.clone();
+    settings.input_flags = changed!(input_flags);
+    settings.output_flags = changed!(output_flags);
+    settings.local_flags = changed!(local_flags);
+    let keys = first.control_chars.iter().zip(&last.control_chars);
+    for (key, (first, last)) in settings.control_chars.iter_mut().zip(keys) {
+        if first != last {
+            *key = *last;
+        }
+    }
+    settings
 }
 
 /// Rows and columns of a terminal that has any.
@@ -182,4 +242,33 @@ pub fn is_later(error: &io::Error) -> bool {
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EAGAIN | Errno::EINTR)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::termios::{ControlFlags, InputFlags, LocalFlags, SpecialCharacterIndices};
+
+    use super::*;
+
+    #[test]
+    fn changes_are_carried_over_and_nothing_else() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let first = tcgetattr(&pty.slave).unwrap();
+        // The user's own terminal is another one: it has 7 bits and no flow control.
+        let mut before = first.clone();
+        before.control_flags.remove(ControlFlags::CS8);
+        before.input_flags.remove(InputFlags::IXON);
+        let erase = SpecialCharacterIndices::VERASE as usize;
+        before.control_chars[erase] = 8;
+        assert_eq!(with_changes(&before, &first, &first), before);
+        let mut last = first.clone();
+        last.local_flags.remove(LocalFlags::ECHO);
+        last.control_flags.insert(ControlFlags::PARENB);
+        let interrupt = SpecialCharacterIndices::VINTR as usize;
+        last.control_chars[interrupt] = 7;
+        let mut expected = before.clone();
+        expected.local_flags.remove(LocalFlags::ECHO);
+        expected.control_chars[interrupt] = 7;
+        assert_eq!(with_changes(&before, &first, &last), expected);
+    }
 }

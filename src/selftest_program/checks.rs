@@ -11,7 +11,7 @@ use super::block::{Block, By, Kernels};
 use super::driver::Driver;
 use super::traffic::{self, Random};
 use crate::size::human;
-use crate::summary::Snapshot;
+use crate::snapshot::Snapshot;
 
 const MIB: usize = 1 << 20;
 /// Sizes at and beside every border: of a word, of what the shim takes over, of a chunk, of several chunks.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use greenboost_wire::ledger::{Ledger, VramLimit};
 use serde::Serialize;
 
-use super::Snapshot;
 use crate::size::human;
+use crate::snapshot::Snapshot;
 use crate::voice::duration;
 
 /// What the job could be given to be faster; only what its figures prove.
-pub fn advice(snapshot: &Snapshot, asked: VramLimit) -> Vec<String> {
+pub fn advice(snapshot: &Snapshot, asked: VramLimit, means: &Means) -> Vec<String> {
     // Without a limit of the user's the card was full of others, and nothing can be said.
     if asked == VramLimit::Free {
         return Vec::new();
@@ -22,7 +22,17 @@ pub fn advice(snapshot: &Snapshot, asked: VramLimit) -> Vec<String> {
         let enough = d.vram_peak + d.host_peak;
         // What CUDA itself takes for contexts and code is not the job's.
         let room = d.total.saturating_sub((d.total / 40).max(1 << 30));
-        if enough <= room {
+        // Most of the traffic is what each step uses; the rest may stay where it is.
+        let used = means.hottest(d.device);
+        let for_used = (d.vram_limit + used).div_ceil(1 << 30);
+        if used > 0 && used <= d.host_peak / 5 * 4 && for_used << 30 <= room {
+            advice.push(format!(
+                "GPU {}: of {} in RAM a step used up to {}: --vram-limit {for_used}G would have avoided most of the traffic",
+                d.device,
+                human(d.host_peak),
+                human(used)
+            ));
+        } else if enough <= room {
             let gib = enough.div_ceil(1 << 30) + 1;
             if d.vram_limit < enough && gib << 30 <= d.total {
                 advice.push(format!(
@@ -101,6 +111,8 @@ pub struct Means {
     sums: BTreeMap<usize, (f64, f64, f64)>,
     /// The same for the host bytes of all devices, since the first came into use.
     host: (f64, f64),
+    /// The most that a step was seen to use of a device's host bytes.
+    hottest: BTreeMap<usize, u64>,
 }
 
 impl Means {
@@ -116,6 +128,12 @@ impl Means {
         }
         if !self.held.is_empty() {
             self.host.1 += seconds;
+        }
+        for d in &snapshot.devices {
+            // What is used several times counts as often, but is not more.
+            let used = d.traffic.host_heat.min(d.host_bytes);
+            let hottest = self.hottest.entry(d.device).or_default();
+            *hottest = used.max(*hottest);
         }
         self.last = now;
         self.held = snapshot
@@ -133,6 +151,11 @@ impl Means {
             }
             _ => self.held.get(&device).copied().unwrap_or_default(),
         }
+    }
+
+    /// The most bytes on Host that a step was seen to use.
+    pub fn hottest(&self, device: usize) -> u64 {
+        self.hottest.get(&device).copied().unwrap_or_default()
     }
 
     /// Mean host bytes of all devices.

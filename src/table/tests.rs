@@ -1,4 +1,6 @@
+use super::bar::{clock, gauge, pair};
 use super::*;
+use crate::traffic::Traffic;
 
 const GIB: u64 = 1 << 30;
 const PLAIN: Style = Style {
@@ -33,6 +35,8 @@ fn view(snapshot: &Snapshot) -> View<'_> {
     View {
         snapshot,
         links: snapshot.devices.iter().map(|d| (d.device, link)).collect(),
+        rates: BTreeMap::new(),
+        measured: None,
         processes: Vec::new(),
         running: Duration::from_secs(90),
     }
@@ -68,8 +72,11 @@ GPU 0 RAM   █████████████████████▍�
 fn every_width_holds() {
     for columns in [40, 59, 60, 61, 79, 80, 81, 120, 200, 300] {
         for devices in [1, 2, 16] {
-            let snapshot = snapshot(devices);
-            let mut view = view(&snapshot);
+            let mut snapshot = snapshot(devices);
+            for d in &mut snapshot.devices {
+                d.traffic = moving().devices[0].traffic;
+            }
+            let mut view = moving_view(&snapshot);
             view.processes = (0..9)
                 .map(|n| (n, format!("na\x1bme{n}"), u64::from(n) * GIB, GIB))
                 .collect();
@@ -153,4 +160,144 @@ fn processes_when_there_are_several() {
         "{text}"
     );
     assert!(!view.lines(80, 5, PLAIN).join("\n").contains("python"));
+}
+
+/// A job in which chunks move and calls wait.
+fn moving() -> Snapshot {
+    let mut snapshot = snapshot(1);
+    snapshot.devices[0].host_bytes = 62 * GIB / 10;
+    snapshot.devices[0].traffic = Traffic {
+        promoted_bytes: 3 * GIB,
+        demoted_bytes: 2 * GIB,
+        wait_nanos: 12_000_000,
+        host_named_bytes: 900 * GIB,
+        vram_heat: 10 * GIB,
+        host_heat: 62 * GIB / 10,
+        step_nanos: 143_000_000,
+        ..Traffic::default()
+    };
+    snapshot
+}
+
+const RATES: Rates = Rates {
+    promoted: 1_234_000_000,
+    demoted: 820_000_000,
+    read: Some(46_100_000_000),
+    moving: 0.0131,
+    waiting: 0.0034,
+};
+
+const MEASURED: probe::Rates = probe::Rates {
+    vram: 3e12,
+    zero_copy: 50.7e9,
+    zero_copy_quantised: 40e9,
+    dma: 55e9,
+    ram: 1e11,
+    flops: 1e12,
+    again: 1.0,
+};
+
+fn moving_view(snapshot: &Snapshot) -> View<'_> {
+    View {
+        rates: snapshot.devices.iter().map(|d| (d.device, RATES)).collect(),
+        measured: Some(&MEASURED),
+        ..view(snapshot)
+    }
+}
+
+#[test]
+fn what_moves_and_waits() {
+    let snapshot = moving();
+    let view = moving_view(&snapshot);
+    let text = |columns| view.lines(columns, 9, PLAIN).join("\n");
+    assert_eq!(
+        text(60),
+        "\
+greenboost 1:30                used allocs PCIe in out GB/s
+GPU 0 VRAM ██████▉ 10.0 of 10.0 GiB     12
+GPU 0 RAM  ▌░░░░░░  6.2 of 84.0 GiB   1234    51.2      0.1
+6.2 GiB spilled; link busy 81 %; about 131 of each 143 ms
+moves 1.2 GB/s in, 0.8 out, 1.3 % of the time
+launches wait 3.4 ms a second
+a step of 143 ms uses 10.0 GiB VRAM, 6.2 GiB RAM"
+    );
+    assert_eq!(
+        text(80),
+        "\
+greenboost  1:30                          used        allocs  PCIe in  out GB/s
+GPU 0 VRAM  ███████████████▉  10.0 of 10.0 GiB  99 %      12
+GPU 0 RAM   █▏░░░░░░░░░░░░░░   6.2 of 84.0 GiB   7 %    1234     51.2       0.1
+6.2 GiB spilled; link busy 81 %; about 131 of each 143 ms
+moves 1.2 GB/s in, 0.8 out, 1.3 % of the time; launches wait 3.4 ms a second
+a step of 143 ms uses 10.0 GiB VRAM, 6.2 GiB RAM"
+    );
+    assert_eq!(
+        text(200),
+        "\
+greenboost  1:30                                                  used        allocs  moved in  out GB/s  per step  read GB/s  PCIe in  out GB/s
+GPU 0 VRAM  ███████████████████████████████████████▉  10.0 of 10.0 GiB  99 %      12       1.2       0.8  10.0 GiB
+GPU 0 RAM   ██▉░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░   6.2 of 84.0 GiB   7 %    1234       0.8       1.2   6.2 GiB       46.1     51.2       0.1
+6.2 GiB spilled; link busy 81 %; about 131 of each 143 ms
+moves 1.2 GB/s in, 0.8 out, 1.3 % of the time; launches wait 3.4 ms a second"
+    );
+    // With little room what it costs goes first, the processes before it.
+    assert_eq!(view.lines(60, 5, PLAIN).len(), 5);
+    assert_eq!(view.lines(60, 4, PLAIN).len(), 4);
+}
+
+#[test]
+fn what_has_moved_and_waited() {
+    let mut snapshot = moving();
+    let view = View {
+        rates: BTreeMap::from([(0, Rates::default())]),
+        ..moving_view(&snapshot)
+    };
+    let text = view.lines(80, 9, PLAIN).join("\n");
+    assert!(
+        text.ends_with("\nmoved 3.0 GiB in, 2.0 GiB out so far; launches waited 12 ms so far\na step of 143 ms uses 10.0 GiB VRAM, 6.2 GiB RAM"),
+        "{text}"
+    );
+    snapshot.parked = true;
+    let text = view_of(&snapshot);
+    assert!(text.contains("\nparked; 6.2 GiB spilled; "), "{text}");
+}
+
+fn view_of(snapshot: &Snapshot) -> String {
+    moving_view(snapshot).lines(80, 9, PLAIN).join("\n")
+}
+
+/// Where the driver does not count what the link carries, what operations name stands for it.
+#[test]
+fn without_the_drivers_counter() {
+    let snapshot = moving();
+    let mut view = moving_view(&snapshot);
+    view.links.clear();
+    let text = view.lines(80, 9, PLAIN).join("\n");
+    assert!(
+        text.contains("up to 46.1 GB/s read over the link"),
+        "{text}"
+    );
+    let text = view.lines(110, 9, PLAIN).join("\n");
+    assert!(
+        text.contains("read GB/s\n") && !text.contains("up to"),
+        "{text}"
+    );
+}
+
+/// A step that takes less than the link would need for what it uses: not all of that can have crossed it.
+#[test]
+fn no_part_is_larger_than_the_whole() {
+    let mut snapshot = moving();
+    snapshot.devices[0].traffic.step_nanos = 5_000_000;
+    let text = view_of(&snapshot);
+    assert!(text.contains("about 5.0 of each 5.0 ms"), "{text}");
+    snapshot.devices[0].traffic.step_nanos = 3_000_000_000;
+    let text = view_of(&snapshot);
+    assert!(text.contains("about 0.1 of each 3.0 s"), "{text}");
+    snapshot.devices[0].traffic = Traffic::default();
+    let text = view_of(&snapshot);
+    assert!(
+        text.ends_with("reading it once takes 0.1 s at best"),
+        "{text}"
+    );
 }

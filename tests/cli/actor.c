@@ -3,10 +3,14 @@
 //   say:TEXT        prints TEXT          lines:N         prints N lines   bar:N  draws a progress bar in N steps
 //   wait:MS         waits                ask             asks for a line and repeats it
 //   alternate       shows its alternate screen until a key is pressed     size   prints the terminal's size
+//   mouse           asks for mouse reports and for marks around what is pasted
 //   hide            hides the cursor     left            shows the alternate screen and leaves it so
 //   raw             raw mode, prints the next key        save   saves the cursor, prints, restores it
 //   crash           ends by SIGSEGV      until:FILE      waits for a file tell:FILE  makes one
 //   fault           asks how much memory there is and prints the result
+//   fill:B          fills what it has with B, B+1, ...               check:B      looks whether that is there
+//   use:FILE        fills it again and again until there is a file, and checks each time
+//   -m FILE         is llama.cpp, for whoever looks at the arguments
 //   oom  ooms:N     asks for too much    hup             says when it is hung up on
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -30,6 +34,29 @@ static void must(int code, const char *what) {
     }
 }
 
+static ptr held[1000];
+static size_t sizes[1000];
+static int n;
+
+static void fill(int byte) {
+    for (int k = 0; k < n; k++)
+        must(F(cuMemsetD8_v2, ptr, unsigned char, size_t)(held[k], byte + k, sizes[k]), "cuMemsetD8");
+    must(F(cuCtxSynchronize, void)(), "cuCtxSynchronize");
+}
+
+static void check(int byte) {
+    for (int k = 0; k < n; k++) {
+        unsigned char *copy = malloc(sizes[k]);
+        must(F(cuMemcpyDtoH_v2, void *, ptr, size_t)(copy, held[k], sizes[k]), "cuMemcpyDtoH");
+        for (size_t i = 0; i < sizes[k]; i++)
+            if (copy[i] != (unsigned char)(byte + k)) {
+                printf("byte %zu of allocation %d is %d\n", i, k, copy[i]);
+                exit(9);
+            }
+        free(copy);
+    }
+}
+
 static void nap(int ms) { usleep(ms * 1000); }
 
 static void hung_up(int s) {
@@ -38,8 +65,6 @@ static void hung_up(int s) {
 }
 
 int main(int argc, char **argv) {
-    ptr held[1000];
-    int n = 0;
     setvbuf(stdout, 0, _IONBF, 0);
     struct termios before;
     tcgetattr(0, &before);
@@ -53,8 +78,21 @@ int main(int argc, char **argv) {
             must(F(cuInit, unsigned)(0), "cuInit");
             must(F(cuDevicePrimaryCtxRetain, void **, int)(&context, 0), "context");
             must(F(cuCtxSetCurrent, void *)(context), "context");
+        } else if (!strcmp(word, "-m")) {
+            i++;
         } else if (!strcmp(word, "alloc")) {
-            must(F(cuMemAlloc_v2, ptr *, size_t)(&held[n++], (size_t)atoi(value) << 20), "cuMemAlloc");
+            sizes[n] = (size_t)atoi(value) << 20;
+            must(F(cuMemAlloc_v2, ptr *, size_t)(&held[n], sizes[n]), "cuMemAlloc");
+            n++;
+        } else if (!strcmp(word, "fill")) {
+            fill(atoi(value));
+        } else if (!strcmp(word, "check")) {
+            check(atoi(value));
+        } else if (!strcmp(word, "use")) {
+            for (int byte = 0; access(value, F_OK); byte++) {
+                fill(byte);
+                check(byte);
+            }
         } else if (!strcmp(word, "oom")) {
             ptr p;
             if (F(cuMemAlloc_v2, ptr *, size_t)(&p, 1ull << 40) != 2) must(-1, "too much was granted");
@@ -105,6 +143,8 @@ int main(int argc, char **argv) {
             getchar();
             tcsetattr(0, TCSANOW, &before);
             printf("\x1b[?1049l");
+        } else if (!strcmp(word, "mouse")) {
+            printf("\x1b[?1000h\x1b[?2004h");
         } else if (!strcmp(word, "hide")) {
             printf("\x1b[?25l\x1b[31m");
         } else if (!strcmp(word, "raw")) {

@@ -16,6 +16,8 @@
 //! - silence: `screen::a_program_that_prints`, `schema::every_field_is_documented`;
 //! - world-writable directories: `extraction::into_the_cache_once`, and in `src/job.rs`.
 
+mod control;
+mod costs;
 mod doctor;
 mod environment;
 mod extraction;

@@ -17,7 +17,7 @@ fn document() -> String {
 }
 
 /// The words in code quotes under each heading of the third level.
-fn documented() -> BTreeMap<String, BTreeSet<String>> {
+pub fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let document = document();
     let document = document.split("\n## ").next().unwrap();
     let sections = document.split("\n### ").skip(1);
@@ -30,10 +30,11 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// A job in which most things happen.
+/// A job in which most things happen, and what is where is known beforehand.
 fn job(env: &TestEnv) -> Vec<Value> {
     let actor = actor(env);
     let mut command = env.greenboost(["run", "--vram-limit", "64M", "--ram-limit", "256M"]);
+    command.args(["--placement", "first-fit"]);
     command.args(["--json", "records", "--"]).arg(actor).args([
         "cuda",
         "alloc:32",

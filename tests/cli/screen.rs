@@ -439,6 +439,111 @@ fn a_dead_launcher_leaves_the_terminal_as_it_was() {
     assert!(tty.text().contains("word\ngot word"), "{}", tty.text());
 }
 
+/// The same while the program has its alternate screen, with all that belongs to one.
+#[test]
+fn a_dead_launcher_leaves_the_screen_usable() {
+    let env = TestEnv::new();
+    actor(&env);
+    let words = "cuda alloc:32 alloc:32 alloc:48 say:before wait:600 mouse hide left until:never";
+    let script = format!(
+        "{}; until stty -a | grep -q ' echo '; do sleep 0.05; done; seq 30; read -r word; echo got $word",
+        run(words)
+    );
+    let mut command = env.program("setsid");
+    command.args(["-c", "-w", "sh", "-c", &script]);
+    simulated(&env, &mut command);
+    let mut tty = Tty::start(&mut command, 24, 80);
+    let before = tty.settings();
+    tty.wait_for("full screen 24x80");
+    assert!(tty.is_modal());
+    kill(launcher(&env), Signal::SIGKILL).unwrap();
+    tty.wait_until("the script goes on", |tty| {
+        tty.lines().iter().any(|l| l == "30")
+    });
+    assert_eq!(tty.settings(), before);
+    let (_, is_shown, is_alternate) = tty.cursor();
+    assert!(is_shown && !is_alternate && !tty.is_modal());
+    let lines = tty.lines();
+    assert_eq!(lines[22], "30", "it scrolls as a whole:\n{}", tty.text());
+    assert!(!tty.text().contains("allocs"), "{}", tty.text());
+    tty.press("word\n");
+    assert_eq!(tty.end().code(), Some(0));
+
+    // A shell that is at its prompt before anybody: what it set for reading stays.
+    let mut tty = shell(&env);
+    tty.press(&format!("clear; {}\n", run(words)));
+    tty.wait_for("full screen 24x80");
+    kill(launcher(&env), Signal::SIGKILL).unwrap();
+    tty.wait_until("the main screen is back", |tty| !tty.cursor().2);
+    tty.press("echo he''re\n");
+    tty.wait_for("here");
+    assert!(tty.cursor().1 && !tty.cursor().2);
+    tty.press("exit\n");
+    tty.end();
+}
+
+/// A stopped job's terminal is the shell's. Nobody writes to it when the launcher is killed then.
+#[test]
+fn a_launcher_that_dies_stopped() {
+    let env = TestEnv::new();
+    actor(&env);
+    let mut tty = shell(&env);
+    tty.press(&format!(
+        "clear; {}\n",
+        run("cuda alloc:32 alloc:32 alloc:48 hide until:never")
+    ));
+    tty.wait_until("the table is there", is_settled);
+    let launcher = launcher(&env);
+    tty.press("\x1a");
+    tty.wait_for("Stopped");
+    tty.press("echo sh''ell\n");
+    tty.wait_for("shell");
+    kill(launcher, Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    // With that it would have begun.
+    assert!(!tty.sent().contains('\x18'), "{:?}", tty.sent());
+    tty.press("exit\nexit\n");
+    tty.end();
+}
+
+/// What a program sets and leaves so is so afterwards, as it is without the table; what one leaves that was killed is not.
+#[test]
+fn settings_of_the_terminal() {
+    let env = TestEnv::new();
+    let actor = actor(&env);
+    let mut after = Vec::new();
+    for (stats, end) in [
+        ("table", "exit 3"),
+        ("off", "exit 3"),
+        ("table", "kill -9 $$"),
+    ] {
+        let inner = format!(
+            "{} cuda alloc:32 alloc:32 alloc:48 say:here until:go; stty -echo -ixon intr ^G; {end}",
+            actor.display()
+        );
+        let script = format!(
+            "{GREENBOOST} run --vram-limit 64M --ram-limit 256M --stats {stats} -- sh -c '{inner}'"
+        );
+        let mut command = env.program("setsid");
+        command.args(["-c", "-w", "sh", "-c", &script]);
+        simulated(&env, &mut command);
+        let mut tty = Tty::start(&mut command, 24, 80);
+        let before = tty.settings();
+        tty.wait_for("here");
+        if stats == "table" {
+            tty.wait_until("the table is there", is_settled);
+        }
+        fs::write(env.file("go"), "").unwrap();
+        let status = tty.end().code();
+        assert_eq!(status, Some(if end == "exit 3" { 3 } else { 137 }));
+        fs::remove_file(env.file("go")).unwrap();
+        let settings = tty.settings();
+        assert_eq!(settings == before, status == Some(137), "{stats}, {end}");
+        after.push(settings);
+    }
+    assert_eq!(after[0], after[1], "as without the table");
+}
+
 #[test]
 fn a_program_that_cannot_be_started() {
     let env = TestEnv::new();

@@ -109,6 +109,21 @@ fn bad_values_in_one_sentence() {
             "'x' is not a choice: use one of extended, physical",
         ),
         (
+            "--placement",
+            "best",
+            "'best' is not a choice: use one of auto, first-fit",
+        ),
+        (
+            "--trace",
+            "/no/such/dir/file",
+            "'/no/such/dir/file' cannot be written",
+        ),
+        (
+            "--trace",
+            ".",
+            "cannot be written: write the name of a file",
+        ),
+        (
             "--stats",
             "tables",
             "'tables' is not a choice: use one of auto, table, lines, off",

@@ -40,6 +40,23 @@ fn streams_pass_untouched() {
     );
 }
 
+/// The library in the program is told where, wherever that is.
+#[test]
+fn the_trace_is_an_absolute_path() {
+    let env = TestEnv::new();
+    let file = env.file("t.trace");
+    let show = "cd / && printf %s \"$GREENBOOST_TRACE\"";
+    let words = ["run", "--trace", "t.trace", "--", "sh", "-c", show];
+    let output = expect(&mut env.greenboost(words), 0);
+    assert_eq!(stdout(&output), file.to_str().unwrap());
+    let output = expect(env.run_script(show).env("GREENBOOST_TRACE", "t.trace"), 0);
+    assert_eq!(stdout(&output), file.to_str().unwrap());
+    let inner = format!("cd / && {GREENBOOST} run --trace no/x -- true");
+    let said = stderr(&expect(&mut env.run_script(&inner), 125));
+    assert!(said.contains("--trace: '/no/x' cannot be"), "{said}");
+    assert_eq!(stdout(&expect(&mut env.run_script(show), 0)), "");
+}
+
 #[test]
 fn arguments_and_environment_pass_exactly() {
     let env = TestEnv::new();

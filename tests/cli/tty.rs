@@ -126,6 +126,13 @@ impl Tty {
         )
     }
 
+    /// Whether mouse reports or marks around what is pasted are asked for.
+    pub fn is_modal(&self) -> bool {
+        let parser = self.parser.lock().unwrap();
+        let screen = parser.screen();
+        screen.mouse_protocol_mode() != vt100::MouseProtocolMode::None || screen.bracketed_paste()
+    }
+
     /// Everything that was ever sent to the terminal.
     pub fn sent(&self) -> String {
         String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned()

@@ -14,10 +14,15 @@ Groups:
     python      PyTorch with each of its allocators, sharing and compiling; JAX, CuPy and Numba with each of their pools.
                 Twice plain, once under a limit; the digests of all sections must be equal.
     memcheck    compute-sanitizer over the self-test's program; `memcheck:SECTION` for a sample.
-    stress      the random program stress.cu, `stress:SEED`, for --stress SECONDS: no mismatch, no leak.
+    stress      the random program stress.cu, `stress:SEED`, for --stress SECONDS, and the same without greenboost beside it:
+                no mismatch, no leak. `moved:SEED` moves memory at every synchronisation.
+    placement   which bytes are in VRAM, `--placement auto` against `first-fit`: programs that read some of their memory more
+                often than the rest, launches timed, limits changed while a program runs. One at a time.
+    llama       llama.cpp with a synthetic 7B model, half of it outside VRAM; `--llama DIR` says where its programs are
+                (llama_build.sh makes them). One at a time.
     whole       large programs, and what greenboost costs. These run alone; all others run --jobs at a time.
-    facts       `facts` and `facts:SECTION` ask the driver itself and are run only when named, as `memcheck:SECTION` and
-                `stress:SEED` are.
+    facts       `facts` and `facts:SECTION` ask the driver itself and are run only when named, as `memcheck:SECTION`,
+                `stress:SEED` and `moved:SEED` are.
 
 `--plain` asks whether the programs themselves are right on this machine: greenboost is not used. What two plain runs of
 `sample` and `python` agreed on is written to DIR/plain.json; with `--known plain.json` a later round on a machine of the
@@ -41,22 +46,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from check_llama import LLAMA
+from check_placement import PLACEMENT
+from check_probe import probe
 from check_python import PYTHONS
 from check_samples import SAMPLES, memcheck, sample, two_processes
-from check_stress import stress
+from check_stress import stress, stress_moved
 from check_view import live_accuracy, records_full
 from runner import (
-    GIB, HERE, PROGRAMS, PYTHON, Fail, Run, Runner, Skip, gib, library, meminfo, size, spread, status, stop,
+    GIB, HERE, PROGRAMS, PYTHON, Fail, Runner, Skip, gib, library, meminfo, size, spread, status,
 )
+from talking import Talking
 
 ROOT = HERE.parent.parent
-BAR_DECODE, BAR_ALLOC, BAR_ZERO_COPY = 1.01, 2.0, 0.85
+BAR_DECODE, BAR_DECODE_SPILLED, BAR_ALLOC, BAR_ZERO_COPY = 1.01, 1.03, 2.0, 0.85
 
 # The checks. Each returns its figures, or raises Skip or Fail.
 
@@ -277,73 +285,29 @@ def one_story(r):
     return figures
 
 
-class Server:
-    """A process that decodes when asked to."""
-
-    def __init__(self, r, label, argv):
-        self.r, self.label = r, label
-        self.errors = open(r.scratch / f"{label}.err", "wb+")
-        self.child = subprocess.Popen(
-            [str(a) for a in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=r.env,
-            cwd=r.scratch, start_new_session=True, text=True,
-        )
-
-    def line(self, word, limit):
-        """The next line that begins with `word`."""
-        timer = threading.Timer(limit, stop, [self.child])
-        timer.start()
-        try:
-            for line in self.child.stdout:
-                if line.startswith(word + " "):
-                    return line.split()[1:]
-                self.r.write(f"{self.label}: {line}")
-        finally:
-            timer.cancel()
-        self.errors.seek(0)
-        text = self.errors.read().decode(errors="replace")
-        self.r.write(f"=== {self.label}\n{text}")
-        self.r.show(Run(self.label, 1, text, 0, False), "no answer")
-        raise Fail(f"{self.label}: no answer")
-
-    def ask(self):
-        self.child.stdin.write("go\n")
-        self.child.stdin.flush()
-        seconds, tokens = self.line("TIME", 60)
-        return float(seconds), tokens
-
-    def close(self):
-        try:
-            self.child.stdin.close()
-            self.child.wait(20)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
-            stop(self.child)
-        self.errors.seek(0)
-        self.r.write(f"=== {self.label}\n{self.errors.read().decode(errors='replace')}")
-
-
-def overhead_decode(r):
-    """Everything fits: a launch-bound decode, asked in turn of a plain process and of one under greenboost.
+def overhead_decode(r, bar=BAR_DECODE, options=(), more=()):
+    """A launch-bound decode, asked in turn of a plain process and of one under greenboost; everything fits.
 
     Several generations of process pairs, because a process's luck (addresses, clocks) lasts as long as the process.
     """
     r.has("torch")
     r.card()
-    argv = [PYTHON, HERE / "torch_decode.py", "serve", "--tokens", "200"]
+    argv = [PYTHON, HERE / "torch_decode.py", "serve", "--tokens", "200", *more]
     generations, rounds = (1, 3) if r.quick else (3, 5)
     plain, boosted = [], []
     for g in range(generations):
         servers = []
         try:
-            servers.append(Server(r, f"decode plain {g}", argv))
-            servers.append(Server(r, f"decode boosted {g}", [r.greenboost, "run", "--", *argv]))
+            servers.append(Talking(r, f"decode plain {g}", argv))
+            servers.append(Talking(r, f"decode boosted {g}", [r.greenboost, "run", *options, "--", *argv]))
             first = [s.line("READY", 120)[0] for s in servers]
             for s in servers:
-                s.ask()  # warms
+                s.ask("TIME", "go")  # warms
             for i in range(rounds):
                 order = [(servers[0], plain), (servers[1], boosted)]
                 for server, times in order if i % 2 == 0 else order[::-1]:
-                    seconds, tokens = server.ask()
-                    times.append(seconds)
+                    seconds, tokens = server.ask("TIME", "go")
+                    times.append(float(seconds))
                     first.append(tokens)
             if len(set(first)) > 1:
                 raise Fail("the tokens differ")
@@ -355,9 +319,14 @@ def overhead_decode(r):
     figures = {"ratio": round(ratio, 4), "of medians": round(statistics.median(boosted) / statistics.median(plain), 4),
                "pairs": len(ratios), "spread": spread(ratios), "plain s": round(statistics.median(plain), 4),
                "plain spread": f"{min(plain):.3f} to {max(plain):.3f}"}
-    if ratio > BAR_DECODE:
-        raise Fail(f"decode takes {ratio:.4f} times as long (bar {BAR_DECODE}): {figures}")
+    if ratio > bar:
+        raise Fail(f"decode takes {ratio:.4f} times as long (bar {bar}): {figures}")
     return figures
+
+
+def overhead_decode_spilled(r):
+    """The same while a ballast lies outside VRAM, so that greenboost looks at what each launch names."""
+    return overhead_decode(r, BAR_DECODE_SPILLED, ["--vram-limit", "1G"], ["--ballast", "2"])
 
 
 def overhead_alloc(r):
@@ -435,97 +404,6 @@ def zero_copy_decode(r):
     return figures
 
 
-def disk_rates(r, folder, size):
-    """GB/s of reading a file with O_DIRECT, 1 MiB at a time: by dd, and from Python into huge pages, as the probe does it (a
-    disk may want many requests for what lies in small ones). Three times each."""
-    file = folder / "other.bin"
-    mib = size >> 20
-    by_dd, by_python = [], []
-    try:
-        source = ["if=/dev/urandom", "iflag=fullblock", "bs=1M", f"count={mib}"]
-        made = r.run("dd", ["dd", *source, f"of={file}", "oflag=direct", "conv=fsync"], 120)
-        if not made.ok:
-            raise Fail("dd cannot write with O_DIRECT there")
-        for _ in range(3):
-            run = r.run("dd", ["dd", f"if={file}", "of=/dev/null", "iflag=direct", "bs=1M", f"count={mib}"], 120, {"LC_ALL": "C"})
-            if not run.ok:
-                raise Fail("dd cannot read with O_DIRECT there")
-            by_dd.append(size / float(run.text.split(" copied, ")[1].split(" s,")[0]) / 1e9)
-            by_python.append(direct_rate(file, size))
-    finally:
-        file.unlink(missing_ok=True)
-    return by_dd, by_python
-
-
-def direct_rate(file, size):
-    piece, huge = 1 << 20, 2 << 20
-    # Shared memory, the default, would get small pages.
-    with mmap.mmap(-1, 4 * huge, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
-        area.madvise(mmap.MADV_HUGEPAGE)
-        for at in range(0, len(area), 4096):
-            area[at] = 1
-        start = ctypes.c_char.from_buffer(area)
-        skip = -ctypes.addressof(start) % huge
-        del start
-        fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
-        try:
-            with memoryview(area) as whole, whole[skip : skip + piece] as buffer:
-                begin = time.perf_counter()
-                for at in range(0, size, piece):
-                    if os.preadv(fd, [buffer], at) != piece:
-                        raise Fail("a short read")
-                return size / (time.perf_counter() - begin) / 1e9
-        finally:
-            os.close(fd)
-
-
-def probe(r):
-    """What `greenboost probe` measures, against programs that know nothing of it."""
-    r.card()
-    program = r.program("link")
-    folder, size = r.scratch / "probe", 2 * GIB
-    folder.mkdir(exist_ok=True)
-    records = r.scratch / "probe.ndjson"
-    before = r.must(r.run("link, before", [program], 60))
-    dd, direct = disk_rates(r, folder, size)
-    run = r.run("probe", [r.greenboost, "probe", "--dir", folder, "--size", "2G", "--json", records], 150)
-    after = r.must(r.run("link, after", [program], 60))
-    quick = r.run("probe --quick", [r.greenboost, "probe", "--quick", "--dir", folder], 60)
-    r.write(run.text)
-    print("\n".join("    " + line for line in run.text.splitlines()))
-    if run.code != 0 or quick.code != 0:
-        raise Fail(f"probe: {status(run.code)}, --quick: {status(quick.code)}")
-    measured = {}
-    for record in map(json.loads, records.read_text().splitlines()):
-        if record["type"] == "figure" and not record["error"]:
-            measured[record["id"]] = record["value"] / 1e9
-    print(f"    {'':16} {'probe':>9} {'other':>9}  ratio")
-    bad, figures = [], {}
-    for name, limit in (("dma.h2d", 0.03), ("dma.d2h", 0.03), ("dma.both", 0.03), ("zero.read16", 0.03), ("zero.read4", 0.03),
-                        ("zero.quantised", 0.03), ("zero.write16", 0.03), ("vram.read", None)):
-        other = max(before[name]["best"], after[name]["best"])
-        ratio = measured.get(name, 0) / other
-        figures[name] = f"{ratio:.3f}"
-        print(f"    {name:16} {measured.get(name, 0):9.2f} {other:9.2f}  {ratio:.3f}")
-        if limit and abs(ratio - 1) > limit:
-            bad.append(name)
-    disk = measured.get("read.1m.1", 0)
-    of = lambda rates: f"{min(rates):.2f} to {max(rates):.2f}"
-    print(f"    {'disk, queue 1':16} {disk:9.2f} {of(direct)} (O_DIRECT from Python), {of(dd)} (dd)")
-    figures["disk"] = f"{disk:.2f} of {of(direct)} GB/s (dd {of(dd)})"
-    if not any(min(rates) * 0.95 <= disk <= max(rates) * 1.05 for rates in (direct, dd)):
-        bad.append("disk")
-    figures["seconds"] = f"{run.seconds:.0f} and {quick.seconds:.0f} quick"
-    if run.seconds > 60:
-        bad.append("time")
-    left = list(folder.iterdir())
-    if left:
-        bad.append(f"files left behind: {left}")
-    if bad:
-        raise Fail(f"not as measured otherwise: {', '.join(bad)}: {figures_text(figures)}")
-    return figures
-
-
 # Facts about the driver
 
 SECTIONS = ["span", "attrs", "range", "pitch", "capture", "whilecapturing", "context", "contextown", "errors", "nulls",
@@ -577,6 +455,7 @@ WHOLE = {
     "zero_copy_decode": zero_copy_decode,
     "overhead_alloc": overhead_alloc,
     "overhead_decode": overhead_decode,
+    "overhead_decode_spilled": overhead_decode_spilled,
     "overhead_start": overhead_start,
     "live_accuracy": live_accuracy,
     "records_full": records_full,
@@ -586,9 +465,13 @@ GROUPS = {
     "memcheck": {"memcheck": memcheck},
     "python": PYTHONS,
     "sample": {**{f"sample:{s}": lambda r, s=s: sample(r, s) for s in SAMPLES}, "two_processes": two_processes},
-    "stress": {"stress": lambda r: stress(r, 1)},
+    "stress": {"stress": lambda r: stress(r, 1), "moved": lambda r: stress_moved(r, 1)},
     "whole": WHOLE,
+    "placement": PLACEMENT,
+    "llama": LLAMA,
 }
+# What is timed, or needs much memory: one at a time.
+ALONE = {*WHOLE, *PLACEMENT, *LLAMA}
 CHECKS = {name: check for group in GROUPS.values() for name, check in group.items()}
 
 
@@ -605,8 +488,8 @@ def choose(names):
             chosen[name] = lambda r, section=detail or None: facts(r, section)
         elif word == "memcheck" and detail:
             chosen[name] = lambda r, section=detail: memcheck(r, section)
-        elif word == "stress" and detail.isdigit():
-            chosen[name] = lambda r, seed=detail: stress(r, seed)
+        elif word in ("stress", "moved") and detail.isdigit():
+            chosen[name] = lambda r, seed=detail, check=stress if word == "stress" else stress_moved: check(r, seed)
         elif word == "sample" and detail in PROGRAMS and any(p == detail for p, _ in SAMPLES.values()):
             chosen.update({f"sample:{s}": CHECKS[f"sample:{s}"] for s, (p, _) in SAMPLES.items() if p == detail})
         else:
@@ -623,7 +506,7 @@ def programs_of(names):
             wanted.add(SAMPLES[detail][0])
         elif name == "two_processes":
             wanted |= {"copies", "kernels"}
-        elif word == "stress":
+        elif word in ("stress", "moved"):
             wanted.add("stress")
         elif word == "facts" and detail != "symbols":
             wanted.add("facts")
@@ -631,6 +514,10 @@ def programs_of(names):
             wanted.add("alloctime")
         elif name in ("live_accuracy", "records_full"):
             wanted.add("held")
+        elif name in ("launch_cost", "striping"):
+            wanted.add(name)
+        elif name in ("place_llama_f16", "place_llama_q4_k", "probe"):
+            wanted.add("link")
         elif name.startswith("bigfill") or name == "stream":
             wanted |= {"bigfill-static", "bigfill-shared"}
     return [n for n in PROGRAMS if n in wanted]
@@ -670,10 +557,11 @@ def main():
     parser.add_argument("--out", default=os.environ.get("OUT"), metavar="DIR", help="for the log and the figures [default: $OUT]")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repetitions")
     parser.add_argument("--within", type=float, default=570, metavar="SECONDS", help="start no check after that [default: 570]")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="checks at a time, those of `whole` excepted [default: 1]")
-    parser.add_argument("--plain", action="store_true", help="only the runs without greenboost, of all groups but `whole`: are the programs right?")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="checks at a time, those that run alone excepted [default: 1]")
+    parser.add_argument("--plain", action="store_true", help="only the runs without greenboost, of what does not run alone: are the programs right?")
     parser.add_argument("--known", metavar="FILE", help="plain.json of an earlier round: what is in it is not run plain again")
     parser.add_argument("--stress", type=float, default=20, metavar="SECONDS", help="how long stress runs [default: 20]")
+    parser.add_argument("--llama", metavar="DIR", help="llama.cpp's programs, or their package")
     parser.add_argument("--bin", metavar="DIR", help="where compiled programs are kept [default: in the temporary directory]")
     parser.add_argument("--build-only", action="store_true", help="compile the programs and end")
     parser.add_argument("--list", action="store_true", help="show the names")
@@ -682,7 +570,7 @@ def main():
     if args.list:
         for group, checks in GROUPS.items():
             print(f"{group}:", *checks)
-        print("when named:", "facts", *(f"facts:{s}" for s in [*SECTIONS, "symbols"]), "memcheck:SECTION", "stress:SEED",
+        print("when named:", "facts", *(f"facts:{s}" for s in [*SECTIONS, "symbols"]), "memcheck:SECTION", "stress:SEED", "moved:SEED",
               *(f"sample:{p}" for p in sorted({p for p, _ in SAMPLES.values()})))
         return 0
     try:
@@ -693,7 +581,7 @@ def main():
     out = Path(args.out or tempfile.mkdtemp(prefix="greenboost-check-out-"))
     out.mkdir(parents=True, exist_ok=True)
     if args.plain:
-        chosen = {n: c for n, c in chosen.items() if n not in WHOLE}
+        chosen = {n: c for n, c in chosen.items() if n not in ALONE}
     only_facts = all(n.startswith("facts") for n in chosen) or args.build_only or args.plain
     if not only_facts and not os.access(args.greenboost, os.X_OK):
         print(f"check: no greenboost at {args.greenboost}; build it, or say --greenboost PATH", file=sys.stderr)
@@ -762,7 +650,7 @@ def round_of(r, chosen):
 
     # Before anything is timed.
     build_all(r, programs_of(chosen))
-    beside = [n for n in chosen if n not in WHOLE and not n.startswith("facts")]
+    beside = [n for n in chosen if n not in ALONE and not n.startswith("facts")]
     with ThreadPoolExecutor(max(1, r.args.jobs)) as pool:
         list(pool.map(one, beside))
     for name in chosen:

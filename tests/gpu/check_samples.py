@@ -11,6 +11,7 @@ SAMPLES = {
     "pool": ("pools", 128), "pool_figures": ("pools", 64), "pool_own": ("pools", 96), "pool_order": ("pools", 32),
     "pool_threads": ("pools", 8), "graph_captured": ("pools", 16), "graph_made": ("pools", 16), "graph_figures": ("pools", 0),
     "graph_copies": ("pools", 32), "graph_meanwhile": ("pools", 16),
+    "graph_moves": ("graphs", 64), "graph_resident": ("graphs", 16),
     "vmm_grow": ("map", 48), "vmm_places": ("map", 64), "vmm_export": ("map", 0),
     "texture_linear": ("images", 48), "texture_arrays": ("images", 16), "surface": ("images", 8),
     "copy_pitched": ("copies", 8), "copy_forms": ("copies", 32), "copy_batch": ("copies", 32), "globals": ("copies", 8),

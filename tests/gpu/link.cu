@@ -1,14 +1,19 @@
 // What the link does, measured independently of greenboost: copies by the runtime API, kernels that use pinned memory in
 // place. The figures of `greenboost probe` are held against these. Prints one RESULT line.
 //
-//     link [--bytes N]
+//     link [--bytes N] [--rounds N] [--huge]
+//
+// A round is one run of each; the first does not count. --huge takes huge pages of its own and registers them, in place of
+// what cudaHostAlloc gives.
 #include <cuda_runtime.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #define CHECK(call)                                                                                  \
@@ -50,53 +55,52 @@ __global__ void write(uint4 *p, size_t n) {
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) p[i] = make_uint4(i, 1, 2, 3);
 }
 
-// GB/s of the best and of the median of nine runs.
-struct Rates {
-    double best, median;
+struct Figure {
+    const char *name;
+    double bytes;
+    std::function<void()> enqueue;
+    std::vector<double> rates;
 };
 
-template <class F> Rates measure(double bytes, F enqueue) {
-    cudaEvent_t begin, end;
-    CHECK(cudaEventCreate(&begin));
-    CHECK(cudaEventCreate(&end));
-    std::vector<double> rates;
-    for (int run = 0; run < 10; run++) {
-        CHECK(cudaEventRecord(begin));
-        enqueue();
-        CHECK(cudaEventRecord(end));
-        CHECK(cudaEventSynchronize(end));
-        float ms = 0;
-        CHECK(cudaEventElapsedTime(&ms, begin, end));
-        if (run) rates.push_back(bytes / ms / 1e6);
+static uint8_t *pinned(size_t bytes, bool huge) {
+    uint8_t *host;
+    if (!huge) {
+        CHECK(cudaHostAlloc(reinterpret_cast<void **>(&host), bytes, cudaHostAllocMapped));
+    } else {
+        const size_t border = size_t(2) << 20;
+        void *area = mmap(nullptr, bytes + border, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (area == MAP_FAILED) exit((perror("mmap"), 1));
+        host = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(area) + border - 1) / border * border);
+        madvise(host, bytes, MADV_HUGEPAGE);
+        CHECK(cudaHostRegister(host, bytes, cudaHostRegisterMapped));
     }
-    CHECK(cudaGetLastError());
-    std::sort(rates.begin(), rates.end());
-    return {rates.back(), rates[rates.size() / 2]};
+    memset(host, 1, bytes);
+    return host;
 }
 
 int main(int argc, char **argv) {
     size_t bytes = size_t(1) << 30;
-    if (argc == 3 && !strcmp(argv[1], "--bytes")) bytes = strtoull(argv[2], nullptr, 10);
+    int rounds = 15;
+    bool huge = false;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--huge")) huge = true;
+        else if (!strcmp(argv[i], "--bytes") && i + 1 < argc) bytes = strtoull(argv[++i], nullptr, 10);
+        else if (!strcmp(argv[i], "--rounds") && i + 1 < argc) rounds = atoi(argv[++i]);
+        else return fprintf(stderr, "what is %s?\n", argv[i]), 2;
+    }
     int blocks = 0;
     CHECK(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
     blocks *= 8;
-    uint8_t *host, *device;
-    CHECK(cudaHostAlloc(reinterpret_cast<void **>(&host), bytes, cudaHostAllocMapped));
-    memset(host, 1, bytes);
+    uint8_t *host = pinned(bytes, huge), *device, *mapped;
     CHECK(cudaMalloc(reinterpret_cast<void **>(&device), bytes));
-    uint8_t *mapped;
     CHECK(cudaHostGetDevicePointer(reinterpret_cast<void **>(&mapped), host, 0));
     cudaStream_t up, down;
     CHECK(cudaStreamCreateWithFlags(&up, cudaStreamNonBlocking));
     CHECK(cudaStreamCreateWithFlags(&down, cudaStreamNonBlocking));
-    cudaEvent_t start, ended[2];
-    CHECK(cudaEventCreate(&start));
-    CHECK(cudaEventCreate(&ended[0]));
-    CHECK(cudaEventCreate(&ended[1]));
+    cudaEvent_t begin, end, start, ended[2];
+    for (cudaEvent_t *event : {&begin, &end, &start, &ended[0], &ended[1]}) CHECK(cudaEventCreate(event));
 
-    Rates h2d = measure(bytes, [&] { CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice)); });
-    Rates d2h = measure(bytes, [&] { CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost)); });
-    Rates both = measure(bytes, [&] {
+    auto both = [&] {
         CHECK(cudaEventRecord(start));
         CHECK(cudaStreamWaitEvent(up, start, 0));
         CHECK(cudaStreamWaitEvent(down, start, 0));
@@ -106,23 +110,38 @@ int main(int argc, char **argv) {
         CHECK(cudaEventRecord(ended[1], down));
         CHECK(cudaStreamWaitEvent(0, ended[0], 0));
         CHECK(cudaStreamWaitEvent(0, ended[1], 0));
-    });
-    Rates read16 = measure(bytes, [&] { read<uint4><<<blocks, 512>>>(reinterpret_cast<uint4 *>(mapped), bytes / 16); });
-    Rates read4 = measure(bytes, [&] { read<uint32_t><<<blocks, 512>>>(reinterpret_cast<uint32_t *>(mapped), bytes / 4); });
-    Rates quant = measure(bytes / 18 * 18, [&] { quantised<<<blocks, 512>>>(mapped, bytes / 18); });
-    Rates write16 = measure(bytes, [&] { write<<<blocks, 512>>>(reinterpret_cast<uint4 *>(mapped), bytes / 16); });
-    Rates vram = measure(bytes, [&] { read<uint4><<<blocks, 512>>>(reinterpret_cast<uint4 *>(device), bytes / 16); });
-    auto print = [](const char *name, Rates r, const char *after) {
-        printf("\"%s\": {\"best\": %.3f, \"median\": %.3f}%s", name, r.best, r.median, after);
     };
-    printf("RESULT {\"ok\": true, ");
-    print("dma.h2d", h2d, ", ");
-    print("dma.d2h", d2h, ", ");
-    print("dma.both", both, ", ");
-    print("zero.read16", read16, ", ");
-    print("zero.read4", read4, ", ");
-    print("zero.quantised", quant, ", ");
-    print("zero.write16", write16, ", ");
-    print("vram.read", vram, "}\n");
+    auto wide = [](uint8_t *p) { return reinterpret_cast<uint4 *>(p); };
+    const double all = double(bytes);
+    std::vector<Figure> figures = {
+        {"dma.h2d", all, [&] { CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice)); }, {}},
+        {"dma.d2h", all, [&] { CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost)); }, {}},
+        {"dma.both", all, both, {}},
+        {"zero.read16", all, [&] { read<uint4><<<blocks, 512>>>(wide(mapped), bytes / 16); }, {}},
+        {"zero.read4", all, [&] { read<uint32_t><<<blocks, 512>>>(reinterpret_cast<uint32_t *>(mapped), bytes / 4); }, {}},
+        {"zero.quantised", double(bytes / 18 * 18), [&] { quantised<<<blocks, 512>>>(mapped, bytes / 18); }, {}},
+        {"zero.write16", all, [&] { write<<<blocks, 512>>>(wide(mapped), bytes / 16); }, {}},
+        {"vram.read", all, [&] { read<uint4><<<blocks, 512>>>(wide(device), bytes / 16); }, {}},
+    };
+    for (int round = 0; round <= rounds; round++) {
+        for (Figure &figure : figures) {
+            CHECK(cudaEventRecord(begin));
+            figure.enqueue();
+            CHECK(cudaEventRecord(end));
+            CHECK(cudaEventSynchronize(end));
+            CHECK(cudaGetLastError());
+            float ms = 0;
+            CHECK(cudaEventElapsedTime(&ms, begin, end));
+            if (round) figure.rates.push_back(figure.bytes / ms / 1e6);
+        }
+    }
+    printf("RESULT {\"ok\": true");
+    for (Figure &figure : figures) {
+        std::vector<double> &rates = figure.rates;
+        std::sort(rates.begin(), rates.end());
+        printf(", \"%s\": {\"best\": %.3f, \"median\": %.3f, \"worst\": %.3f}", figure.name, rates.back(),
+               rates[rates.size() / 2], rates.front());
+    }
+    printf("}\n");
     return 0;
 }

@@ -26,9 +26,12 @@ PROGRAMS = {
     "held": ("held.cu", ["-cudart", "static"], ()),
     "facts": ("facts.cu", ["-cudart", "static"], ("-lcuda",)),
     "stress": ("stress.cu", ["-cudart", "static"], ("-lcuda",)),
+    "launch_cost": ("launch_cost.cu", ["-cudart", "static"], ("-lcuda",)),
+    "striping": ("striping.cu", ["-cudart", "static"], ("-lcuda",)),
     "pools": ("samples/pools.cu", ["-cudart", "static"], ()),
     "map": ("samples/map.cu", ["-cudart", "static"], ("-lcuda",)),
     "copies": ("samples/copies.cu", ["-cudart", "static"], ()),
+    "graphs": ("samples/graphs.cu", ["-cudart", "static"], ()),
     "images": ("samples/images.cu", ["-cudart", "shared"], ()),
     "kernels": ("samples/kernels.cu", ["-cudart", "static", "-rdc=true"], ("-lcudadevrt",)),
     "host": ("samples/host.cu", ["-cudart", "shared", "--default-stream", "per-thread"], ("-lcuda",)),
@@ -76,6 +79,13 @@ class Run:
 
     def spilled(self):
         return self.device("spilled_bytes") or 0
+
+    def moves(self):
+        """What the summary says of moves, a few words."""
+        up, down = (self.device(k) or 0 for k in ("promoted_bytes", "demoted_bytes"))
+        counts = "/".join(str(self.device(k)) for k in ("promotions", "demotions", "moves_abandoned"))
+        seconds = [self.device(k) or 0 for k in ("move_seconds", "wait_seconds")]
+        return f"{up / GIB:.1f} GiB up, {down / GIB:.1f} down ({counts} up/down/abandoned), {seconds[0]:.2f} s, waits {seconds[1]:.2f} s"
 
 
 class Runner:
@@ -245,7 +255,7 @@ class Runner:
     def compile(self, source, name, flags, libs):
         arch = f"sm_{self.gpu['capability'].replace('.', '')}" if self.gpu else "sm_90"
         flags = ["-O3", "-std=c++20", f"-arch={arch}", "-diag-suppress", "177", *flags]
-        text = (HERE / source).read_bytes() + b"".join(h.read_bytes() for h in sorted(HERE.glob("samples/*.cuh")))
+        text = (HERE / source).read_bytes() + b"".join(h.read_bytes() for h in sorted(HERE.glob("**/*.cuh")))
         key = hashlib.sha256(text + repr((flags, libs)).encode()).hexdigest()[:16]
         folder = Path(self.args.bin or Path(tempfile.gettempdir()) / f"greenboost-check-bin-{os.getuid()}").resolve()
         folder.mkdir(mode=0o700, exist_ok=True, parents=True)

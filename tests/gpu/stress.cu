@@ -3,484 +3,85 @@
 //
 //   stress --total MIB [--seconds S] [--seed N] [--threads N] [--round S] [--linger S]
 //
-// It lingers before the first and after the last round, so that one can look at it from outside while it holds nothing.
-// `total` is what all threads hold together: four times the VRAM limit, say. The run consists of rounds; at the end of each
-// everything is freed, and device memory and the process's own memory must be what they were after the first round.
+// `total` is what all threads hold together: four times the VRAM limit, say. First all that can be done is done by every
+// thread, graphs with memory of their own included, and a short random round; then come the rounds. At the end of each
+// everything is freed, and device memory and the process's own memory must be what they were after the warm-up. Between
+// its phases it lingers, so that one can look at it from outside while it holds nothing; when, it prints, on one line:
+//
+//   phase NAME  BEGIN and END in UNIX time  MiB: free on the device, resident, kept for graphs, kept by the pool
+//
+// `context`: nothing was done yet. `warm`: trimmed after the warm-up, the base of comparison. `freed`: after the last round,
+// all is freed, nothing trimmed. `trimmed`: graphs' memory and the pool as well. `ended`: the streams are gone.
 // Plain CUDA, nothing of greenboost in it. The last line is `RESULT {json}`. Linked to libcuda.
-#include <cuda.h>
+#include <malloc.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <malloc.h>
-#include <memory>
-#include <mutex>
-#include <random>
-#include <thread>
+#include <fstream>
 
-#include "samples/section.cuh"
-
-static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-constexpr size_t SEGMENT = 64 * KiB, WORDS = SEGMENT / 8;
-constexpr int DEEP = 4;
-
-/// What a segment of a block holds: word j is `mix(first + j)`, or `first` itself everywhere; then stirred some times.
-struct Segment {
-    u64 first;
-    u64 stirs[DEEP];
-    u32 constant, depth;
-
-    __host__ __device__ u64 word(u64 j) const {
-        u64 w = constant ? first : mix(first + j);
-        for (u32 k = 0; k < depth; k++) w = mix(w + stirs[k]);
-        return w;
-    }
-};
-
-struct Bad {
-    u64 count, at, is, should;
-};
-
-static __global__ void compareKernel(const u64* p, u64 words, const Segment* model, Bad* bad) {
-    for (u64 i = firstIndex(); i < words; i += strideOfGrid()) {
-        u64 is = p[i], should = model[i / WORDS].word(i % WORDS);
-        if (is == should) continue;
-        if (atomicAdd(&bad->count, 1ull) == 0) *bad = {1, i, is, should};
-    }
-}
-
-// Segments [first, first + n) of a block, each with its own start.
-static __global__ void fillSegments(u64* p, u64 words, u64 seed) {
-    for (u64 i = firstIndex(); i < words; i += strideOfGrid()) p[i] = mix(mix(seed + i / WORDS) + i % WORDS);
-}
-
-enum Kind { PLAIN, ASYNC, MAPPED, KINDS };
-static const char* const KIND_NAMES[] = {"plain", "stream-ordered", "mapped"};
-
-struct Block {
-    Kind kind;
-    u64* at;
-    size_t bytes;
-    std::vector<Segment> model;  // the last one may be cut short
-    cudaEvent_t used;            // after the last operation that names it
-    cudaStream_t last;
-    CUmemGenericAllocationHandle handle;
-
-    /// Segments that are whole.
-    size_t whole() const { return bytes / SEGMENT; }
-};
-
-static std::atomic<u64> mismatches, outOfMemory, operations, allocations, moved, launches, graphs;
-static std::atomic<bool> stopped;
-static std::mutex say;
-static Segment commonModel;
-static u64* common;
-static constexpr size_t COMMON = 8 * MiB;
-
-static void wrong(const std::string& what) {
-    std::lock_guard<std::mutex> guard(say);
-    if (++mismatches <= 20) printf("FAILED: %s\n", what.c_str());
-    fflush(stdout);
-}
-
-static void cu(CUresult r, const char* what) {
-    const char* name = "?";
-    if (r == CUDA_SUCCESS) return;
-    cuGetErrorName(r, &name);
-    throw std::runtime_error(std::string(what) + ": " + name);
-}
-
-class Worker {
-public:
-    Worker(u64 seed, size_t budget, int index) : random(seed), budget(budget), index(index) {
-        MUST(cudaSetDevice(0));
-        MUST(cudaStreamCreate(&streams[0]));
-        MUST(cudaStreamCreateWithFlags(&streams[1], cudaStreamNonBlocking));
-        MUST(cudaHostAlloc(reinterpret_cast<void**>(&staging), STAGING, cudaHostAllocDefault));
-        modelRoom = (budget / SEGMENT + 2) * sizeof(Segment);
-        MUST(cudaHostAlloc(reinterpret_cast<void**>(&model), modelRoom, cudaHostAllocMapped));
-        MUST(cudaHostAlloc(reinterpret_cast<void**>(&bad), sizeof(Bad), cudaHostAllocMapped));
-    }
-
-    ~Worker() {
-        for (auto s : streams) cudaStreamDestroy(s);
-        cudaFreeHost(staging);
-        cudaFreeHost(model);
-        cudaFreeHost(bad);
-    }
-
-    /// Works until the time is over, then frees everything.
-    void round(double until) {
-        while (now() < until && !stopped) step();
-        for (auto& b : blocks) compare(b);
-        while (!blocks.empty()) drop(blocks.size() - 1);
-        for (auto s : streams) MUST(cudaStreamSynchronize(s));
-    }
-
-private:
-    static constexpr size_t STAGING = 4 * MiB;
-    std::mt19937_64 random;
-    size_t budget, held = 0, modelRoom;
-    int index;
-    cudaStream_t streams[2];
-    char* staging;
-    Segment* model;
-    Bad* bad;
-    std::vector<Block> blocks;
-
-    u64 below(u64 n) { return random() % n; }
-
-    void step() {
-        operations++;
-        if (blocks.size() < 3) return grow();
-        switch (below(20)) {
-            case 0: case 1: case 2: return grow();
-            case 3: return drop(below(blocks.size()));
-            case 4: case 5: return fillSome(pick());
-            case 6: case 7: return stirSome(pick());
-            case 8: case 9: return setSome(pick());
-            case 10: case 11: case 12: return copySome(pick(), pick());
-            case 13: return copyRows(pick(), pick());
-            case 14: return upload(pick());
-            case 15: return download(pick());
-            case 16: return copyCommon(pick());
-            case 17: return capture(pick());
-            default: return compare(pick());
-        }
-    }
-
-    Block& pick() { return blocks[below(blocks.size())]; }
-
-    cudaStream_t stream() {
-        u64 k = below(8);
-        return k == 0 ? nullptr : streams[k % 2];
-    }
-
-    /// Orders `s` behind the last operation on the block.
-    void enter(Block& b, cudaStream_t s) {
-        if (b.last != s) MUST(cudaStreamWaitEvent(s, b.used, 0));
-    }
-
-    void leave(Block& b, cudaStream_t s) {
-        MUST(cudaGetLastError());
-        MUST(cudaEventRecord(b.used, s));
-        b.last = s;
-    }
-
-    size_t size() {
-        u64 kind = below(10);
-        size_t n = kind < 4 ? 4 * KiB + below(MiB) : kind < 9 ? 2 * MiB + below(24 * MiB) : 32 * MiB + below(48 * MiB);
-        return std::max<size_t>(512, std::min(n, budget / 3)) / 8 * 8;
-    }
-
-    void grow() {
-        size_t bytes = size();
-        while (held + bytes > budget && !blocks.empty()) drop(below(blocks.size()));
-        Block b = {};
-        b.kind = bytes < 2 * MiB ? Kind(below(2)) : Kind(below(KINDS));
-        b.bytes = bytes;
-        cudaStream_t s = b.kind == ASYNC ? streams[below(2)] : stream();
-        void* p = nullptr;
-        cudaError_t e = cudaSuccess;
-        switch (b.kind) {
-            case PLAIN: e = cudaMalloc(&p, bytes); break;
-            case ASYNC: e = cudaMallocAsync(&p, bytes, s); break;
-            default: e = map(b, &p);
-        }
-        if (e == cudaErrorMemoryAllocation) {
-            (void)cudaGetLastError();
-            outOfMemory++;
-            if (!blocks.empty()) drop(below(blocks.size()));
-            return;
-        }
-        MUST(e);
-        allocations++;
-        b.at = static_cast<u64*>(p);
-        MUST(cudaEventCreateWithFlags(&b.used, cudaEventDisableTiming));
-        b.model.resize((b.bytes + SEGMENT - 1) / SEGMENT);
-        held += b.bytes;
-        u64 seed = random();
-        write(b, seed, s);
-        leave(b, s);
-        blocks.push_back(std::move(b));
-    }
-
-    /// All of a block, by kernel.
-    void write(Block& b, u64 seed, cudaStream_t s) {
-        fillSegments<<<128, THREADS, 0, s>>>(b.at, b.bytes / 8, seed);
-        launches++;
-        for (u64 k = 0; k < b.model.size(); k++) b.model[k] = {mix(seed + k), {}, 0, 0};
-    }
-
-    cudaError_t map(Block& b, void** p) {
-        b.bytes = (b.bytes + 2 * MiB - 1) / (2 * MiB) * (2 * MiB);
-        CUmemAllocationProp property = {};
-        property.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-        property.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-        CUresult r = cuMemCreate(&b.handle, b.bytes, &property, 0);
-        if (r == CUDA_ERROR_OUT_OF_MEMORY) return cudaErrorMemoryAllocation;
-        cu(r, "cuMemCreate");
-        CUdeviceptr at;
-        cu(cuMemAddressReserve(&at, b.bytes, 0, 0, 0), "cuMemAddressReserve");
-        cu(cuMemMap(at, b.bytes, 0, b.handle, 0), "cuMemMap");
-        CUmemAccessDesc access = {};
-        access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-        access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-        r = cuMemSetAccess(at, b.bytes, &access, 1);
-        if (r == CUDA_ERROR_OUT_OF_MEMORY) {
-            cu(cuMemUnmap(at, b.bytes), "cuMemUnmap");
-            cu(cuMemAddressFree(at, b.bytes), "cuMemAddressFree");
-            cu(cuMemRelease(b.handle), "cuMemRelease");
-            return cudaErrorMemoryAllocation;
-        }
-        cu(r, "cuMemSetAccess");
-        *p = reinterpret_cast<void*>(at);
-        return cudaSuccess;
-    }
-
-    void drop(size_t which) {
-        Block b = std::move(blocks[which]);
-        blocks[which] = std::move(blocks.back());
-        blocks.pop_back();
-        held -= b.bytes;
-        switch (b.kind) {
-            case PLAIN:
-                // Without waiting for what still runs on it: cudaFree waits.
-                MUST(cudaFree(b.at));
-                break;
-            case ASYNC: {
-                cudaStream_t s = streams[below(2)];
-                enter(b, s);
-                MUST(cudaFreeAsync(b.at, s));
-                break;
-            }
-            default: {
-                MUST(cudaEventSynchronize(b.used));
-                CUdeviceptr at = CUdeviceptr(b.at);
-                cu(cuMemUnmap(at, b.bytes), "cuMemUnmap");
-                cu(cuMemAddressFree(at, b.bytes), "cuMemAddressFree");
-                cu(cuMemRelease(b.handle), "cuMemRelease");
-            }
-        }
-        MUST(cudaEventDestroy(b.used));
-    }
-
-    /// A run of whole segments; false when there is none.
-    bool some(const Block& b, size_t& first, size_t& n, size_t most = 256) {
-        if (!b.whole()) return false;
-        first = below(b.whole());
-        n = 1 + below(std::min(b.whole() - first, most));
-        return true;
-    }
-
-    void fillSome(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n)) return;
-        cudaStream_t s = stream();
-        u64 seed = random();
-        enter(b, s);
-        fillSegments<<<64, THREADS, 0, s>>>(b.at + first * WORDS, n * WORDS, seed);
-        launches++;
-        leave(b, s);
-        for (size_t k = 0; k < n; k++) b.model[first + k] = {mix(seed + k), {}, 0, 0};
-    }
-
-    void stirSome(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n)) return;
-        for (size_t k = 0; k < n; k++)
-            if (b.model[first + k].depth == DEEP) n = k;
-        if (!n) return;
-        cudaStream_t s = stream();
-        u64 v = random();
-        enter(b, s);
-        stirKernel<<<64, THREADS, 0, s>>>(b.at + first * WORDS, n * WORDS, v);
-        launches++;
-        leave(b, s);
-        for (size_t k = 0; k < n; k++) {
-            Segment& m = b.model[first + k];
-            m.stirs[m.depth++] = v;
-        }
-    }
-
-    void setSome(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n)) return;
-        cudaStream_t s = stream();
-        u64 byte = below(256);
-        enter(b, s);
-        if (!s && below(2)) MUST(cudaMemset(b.at + first * WORDS, int(byte), n * SEGMENT));
-        else if (below(4) == 0) MUST(cudaMemset2DAsync(b.at + first * WORDS, SEGMENT, int(byte), SEGMENT, n, s));
-        else MUST(cudaMemsetAsync(b.at + first * WORDS, int(byte), n * SEGMENT, s));
-        leave(b, s);
-        for (size_t k = 0; k < n; k++) b.model[first + k] = {byte * 0x0101010101010101ull, {}, 1, 0};
-    }
-
-    void copySome(Block& from, Block& to) {
-        size_t first, n, there, room;
-        if (!some(from, first, n, 512) || !some(to, there, room, 512)) return;
-        n = std::min(n, room);
-        if (&from == &to && first < there + n && there < first + n) return;
-        cudaStream_t s = stream();
-        enter(from, s);
-        enter(to, s);
-        if (!s && below(2)) MUST(cudaMemcpy(to.at + there * WORDS, from.at + first * WORDS, n * SEGMENT, cudaMemcpyDeviceToDevice));
-        else MUST(cudaMemcpyAsync(to.at + there * WORDS, from.at + first * WORDS, n * SEGMENT, cudaMemcpyDefault, s));
-        moved += n * SEGMENT;
-        leave(from, s);
-        leave(to, s);
-        for (size_t k = 0; k < n; k++) to.model[there + k] = from.model[first + k];
-    }
-
-    /// Every second segment.
-    void copyRows(Block& from, Block& to) {
-        if (&from == &to) return;
-        size_t n = std::min({from.whole(), to.whole(), size_t(200)}) / 2;
-        if (!n) return;
-        cudaStream_t s = stream();
-        enter(from, s);
-        enter(to, s);
-        MUST(cudaMemcpy2DAsync(to.at, 2 * SEGMENT, from.at + WORDS, 2 * SEGMENT, SEGMENT, n, cudaMemcpyDeviceToDevice, s));
-        moved += n * SEGMENT;
-        leave(from, s);
-        leave(to, s);
-        for (size_t k = 0; k < n; k++) to.model[2 * k] = from.model[2 * k + 1];
-    }
-
-    void upload(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n, STAGING / SEGMENT)) return;
-        u64 seed = random();
-        auto* words = reinterpret_cast<u64*>(staging);
-        for (size_t k = 0; k < n; k++) {
-            Segment m = {mix(seed + k), {}, 0, 0};
-            for (u64 j = 0; j < WORDS; j++) words[k * WORDS + j] = m.word(j);
-            b.model[first + k] = m;
-        }
-        cudaStream_t s = stream();
-        enter(b, s);
-        if (!s && below(2)) MUST(cudaMemcpy(b.at + first * WORDS, staging, n * SEGMENT, cudaMemcpyHostToDevice));
-        else MUST(cudaMemcpyAsync(b.at + first * WORDS, staging, n * SEGMENT, cudaMemcpyHostToDevice, s));
-        leave(b, s);
-        moved += n * SEGMENT;
-        // The staging buffer is used again.
-        MUST(cudaEventSynchronize(b.used));
-    }
-
-    void download(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n, STAGING / SEGMENT)) return;
-        cudaStream_t s = stream();
-        enter(b, s);
-        MUST(cudaMemcpyAsync(staging, b.at + first * WORDS, n * SEGMENT, cudaMemcpyDeviceToHost, s));
-        leave(b, s);
-        MUST(cudaEventSynchronize(b.used));
-        moved += n * SEGMENT;
-        auto* words = reinterpret_cast<u64*>(staging);
-        for (size_t k = 0; k < n; k++)
-            for (u64 j = 0; j < WORDS; j++)
-                if (words[k * WORDS + j] != b.model[first + k].word(j)) {
-                    wrong("a download from a " + std::string(KIND_NAMES[b.kind]) + " block of " + std::to_string(b.bytes) +
-                          " bytes, segment " + std::to_string(first + k) + ", word " + std::to_string(j));
-                    return;
-                }
-    }
-
-    /// From the block that all threads read.
-    void copyCommon(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n, COMMON / SEGMENT)) return;
-        size_t from = below(COMMON / SEGMENT - n + 1);
-        cudaStream_t s = stream();
-        enter(b, s);
-        MUST(cudaMemcpyAsync(b.at + first * WORDS, common + from * WORDS, n * SEGMENT, cudaMemcpyDeviceToDevice, s));
-        moved += n * SEGMENT;
-        leave(b, s);
-        for (size_t k = 0; k < n; k++) {
-            b.model[first + k] = commonModel;
-            b.model[first + k].first += (from + k) * WORDS;
-        }
-    }
-
-    /// A graph that fills, sets and stirs; launched twice, which is the same as once.
-    void capture(Block& b) {
-        size_t first, n;
-        if (!some(b, first, n)) return;
-        cudaStream_t s = streams[1];
-        u64 seed = random(), v = random();
-        size_t set = below(n + 1);
-        enter(b, s);
-        cudaGraph_t graph;
-        cudaGraphExec_t exec;
-        MUST(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
-        fillSegments<<<64, THREADS, 0, s>>>(b.at + first * WORDS, n * WORDS, seed);
-        if (set) MUST(cudaMemsetAsync(b.at + first * WORDS, 0x5A, set * SEGMENT, s));
-        stirKernel<<<64, THREADS, 0, s>>>(b.at + first * WORDS, n * WORDS, v);
-        MUST(cudaStreamEndCapture(s, &graph));
-        MUST(cudaGraphInstantiate(&exec, graph, 0));
-        MUST(cudaGraphLaunch(exec, s));
-        MUST(cudaGraphLaunch(exec, s));
-        leave(b, s);
-        MUST(cudaGraphExecDestroy(exec));
-        MUST(cudaGraphDestroy(graph));
-        graphs++;
-        for (size_t k = 0; k < n; k++) {
-            Segment& m = b.model[first + k];
-            m = k < set ? Segment{0x5A5A5A5A5A5A5A5Aull, {}, 1, 0} : Segment{mix(seed + k), {}, 0, 0};
-            m.stirs[m.depth++] = v;
-        }
-    }
-
-    void compare(Block& b) {
-        cudaStream_t s = streams[below(2)];
-        std::copy(b.model.begin(), b.model.end(), model);
-        *bad = {};
-        enter(b, s);
-        compareKernel<<<128, THREADS, 0, s>>>(b.at, b.bytes / 8, model, bad);
-        launches++;
-        leave(b, s);
-        MUST(cudaStreamSynchronize(s));
-        if (bad->count) {
-            char text[300];
-            snprintf(text, sizeof text,
-                     "thread %d: %llu words of a %s block of %zu bytes; word %llu is %016llx, should be %016llx (segment %llu, depth %u)",
-                     index, bad->count, KIND_NAMES[b.kind], b.bytes, bad->at, bad->is, bad->should, bad->at / WORDS,
-                     b.model[bad->at / WORDS].depth);
-            wrong(text);
-            // Right again, so that each mistake is told once.
-            write(b, random(), s);
-            leave(b, s);
-        }
-    }
-};
-
-static size_t residentBytes() {
-    long total = 0, resident = 0;
-    if (FILE* f = fopen("/proc/self/statm", "r")) {
-        if (fscanf(f, "%ld %ld", &total, &resident) != 2) resident = 0;
-        fclose(f);
-    }
-    return size_t(resident) * sysconf(_SC_PAGESIZE);
-}
+#include "stress_worker.cuh"
 
 struct Figures {
-    size_t free, resident;
+    double free, resident, graphs, pool;
 };
 
 static Figures figures() {
-    MUST(cudaDeviceSynchronize());
+    size_t free = 0, total = 0;
+    u64 graphs = 0, reserved = 0;
+    long pages = 0;
     cudaMemPool_t pool;
+    MUST(cudaMemGetInfo(&free, &total));
+    MUST(cudaDeviceGetGraphMemAttribute(0, cudaGraphMemAttrReservedMemCurrent, &graphs));
+    MUST(cudaDeviceGetDefaultMemPool(&pool, 0));
+    MUST(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved));
+    std::ifstream("/proc/self/statm") >> pages >> pages;
+    return {double(free) / MiB, double(pages) * sysconf(_SC_PAGESIZE) / MiB, double(graphs) / MiB, double(reserved) / MiB};
+}
+
+static void trim() {
+    cudaMemPool_t pool;
+    MUST(cudaDeviceSynchronize());
     MUST(cudaDeviceGetDefaultMemPool(&pool, 0));
     MUST(cudaMemPoolTrimTo(pool, 0));
     MUST(cudaDeviceGraphMemTrim(0));
     malloc_trim(0);
-    size_t free = 0, total = 0;
-    MUST(cudaMemGetInfo(&free, &total));
-    return {free, residentBytes()};
+}
+
+struct Phase {
+    const char* name;
+    double begin, end;
+    Figures figures;
+};
+
+/// Lets others look at the process, and tells what they may see.
+static Phase phase(const char* name, double linger) {
+    auto unix_ = [] { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); };
+    Phase p = {name, unix_(), 0, figures()};
+    usleep(useconds_t(linger * 1e6));
+    p.end = unix_();
+    auto& f = p.figures;
+    printf("phase %s %.3f %.3f %.1f %.1f %.1f %.1f\n", name, p.begin, p.end, f.free, f.resident, f.graphs, f.pool);
+    return p;
+}
+
+static std::string broken;
+
+/// Each worker in a thread of its own; false when one has failed.
+template <class F>
+static bool together(std::vector<std::unique_ptr<Worker>>& workers, F work) {
+    std::vector<std::thread> all;
+    for (auto& w : workers)
+        all.emplace_back([&] {
+            try {
+                work(*w);
+            } catch (const std::exception& e) {
+                stopped = true;
+                std::lock_guard<std::mutex> guard(say);
+                if (broken.empty()) broken = e.what();
+                printf("FAILED: %s\n", e.what());
+            }
+        });
+    for (auto& t : all) t.join();
+    return !stopped;
 }
 
 int main(int argc, char** argv) {
@@ -488,7 +89,7 @@ int main(int argc, char** argv) {
     double seconds = 20, roundSeconds = 0, linger = 0;
     size_t total = 1024 * MiB;
     u64 seed = 1;
-    int threads = 8;
+    int threads = 8, rounds = 0;
     for (int i = 1; i + 1 < argc; i += 2) {
         std::string a = argv[i];
         if (a == "--total") total = strtoull(argv[i + 1], nullptr, 0) * MiB;
@@ -503,10 +104,12 @@ int main(int argc, char** argv) {
         }
     }
     if (roundSeconds <= 0) roundSeconds = std::max(2.0, seconds / 6);
-    std::string broken;
-    std::vector<Figures> seen;
+    std::vector<Phase> phases;
     try {
+        printf("pid %d\n", getpid());
         MUST(cudaSetDevice(0));
+        MUST(cudaFree(nullptr));
+        phases.push_back(phase("context", linger));
         void* p;
         MUST(cudaMalloc(&p, COMMON));
         common = static_cast<u64*>(p);
@@ -514,35 +117,24 @@ int main(int argc, char** argv) {
         fill(common, COMMON, seed);
         std::vector<std::unique_ptr<Worker>> workers;
         for (int t = 0; t < threads; t++) workers.push_back(std::make_unique<Worker>(mix(seed * 1000 + t), total / threads, t));
-        seen.push_back(figures());
-        printf("pid %d\n", getpid());
-        usleep(useconds_t(linger * 1e6));
+        double warmed = now() + std::min(4.0, seconds / 8);
+        if (together(workers, [&](Worker& w) { w.warm(); }) && together(workers, [&](Worker& w) { w.round(warmed); })) {
+            trim();
+            phases.push_back(phase("warm", linger));
+        }
         double begin = now();
-        printf("start: %.1f MiB of device memory free, %.1f MiB resident\n", double(seen[0].free) / MiB,
-               double(seen[0].resident) / MiB);
-        for (int round = 1; now() - begin < seconds - 1 && !stopped; round++) {
+        while (!stopped && now() - begin < seconds - 1) {
             double until = std::min(now() + roundSeconds, begin + seconds);
-            std::vector<std::thread> all;
-            for (auto& w : workers)
-                all.emplace_back([&, until] {
-                    try {
-                        w->round(until);
-                    } catch (const std::exception& e) {
-                        stopped = true;
-                        std::lock_guard<std::mutex> guard(say);
-                        if (broken.empty()) broken = e.what();
-                        printf("FAILED: %s\n", e.what());
-                    }
-                });
-            for (auto& t : all) t.join();
-            if (stopped) break;
-            seen.push_back(figures());
+            if (!together(workers, [&](Worker& w) { w.round(until); })) break;
+            MUST(cudaDeviceSynchronize());
+            auto f = figures();
             printf("round %d, %.0f s: %llu operations, %llu allocations, %llu out of memory, %llu wrong; "
                    "%.1f MiB free, %.1f MiB resident\n",
-                   round, now() - begin, operations.load(), allocations.load(), outOfMemory.load(), mismatches.load(),
-                   double(seen.back().free) / MiB, double(seen.back().resident) / MiB);
+                   ++rounds, now() - begin, operations.load(), allocations.load(), outOfMemory.load(), mismatches.load(),
+                   f.free, f.resident);
         }
         if (!stopped) {
+            phases.push_back(phase("freed", linger));
             std::vector<u64> words(COMMON / 8);
             MUST(cudaMemcpy(words.data(), common, COMMON, cudaMemcpyDeviceToHost));
             for (u64 i = 0; i < words.size(); i++)
@@ -550,29 +142,34 @@ int main(int argc, char** argv) {
                     wrong("the block that all threads read has changed, word " + std::to_string(i));
                     break;
                 }
-            usleep(useconds_t(linger * 1e6));
+            words = {};
+            trim();
+            phases.push_back(phase("trimmed", linger));
             workers.clear();
             MUST(cudaFree(common));
+            trim();
+            phases.push_back(phase("ended", linger));
         }
     } catch (const std::exception& e) {
         printf("FAILED: %s\n", e.what());
         broken = e.what();
     }
-    // Against the end of the first round: by then everything that loads lazily has been loaded.
     double leaked = 0, grown = 0;
-    if (seen.size() >= 3) {
-        leaked = (double(seen[1].free) - double(seen.back().free)) / MiB;
-        grown = (double(seen.back().resident) - double(seen[1].resident)) / MiB;
+    if (phases.size() == 5) {
+        leaked = phases[1].figures.free - phases[3].figures.free;
+        grown = phases[3].figures.resident - phases[1].figures.resident;
     }
-    bool ok = broken.empty() && !mismatches && seen.size() >= 2;
-    auto first = seen.empty() ? Figures{} : seen.front(), last = seen.empty() ? Figures{} : seen.back();
+    bool ok = broken.empty() && !mismatches && rounds;
     printf("RESULT {\"ok\": %s, \"problems\": [%s], \"mismatches\": %llu, \"operations\": %llu, \"allocations\": %llu, "
-           "\"launches\": %llu, \"graphs\": %llu, \"moved_gib\": %.2f, \"out_of_memory\": %llu, \"rounds\": %zu, "
-           "\"free_start_mib\": %.1f, \"free_end_mib\": %.1f, \"resident_start_mib\": %.1f, \"resident_end_mib\": %.1f, "
-           "\"leaked_mib\": %.1f, \"grown_mib\": %.1f}\n",
+           "\"launches\": %llu, \"graphs\": %llu, \"moved_gib\": %.2f, \"out_of_memory\": %llu, \"rounds\": %d, "
+           "\"leaked_mib\": %.1f, \"grown_mib\": %.1f, \"phases\": {",
            ok ? "true" : "false", broken.empty() ? "" : jsonText(broken).c_str(), mismatches.load(), operations.load(),
            allocations.load(), launches.load(), graphs.load(), double(moved.load()) / (1024.0 * MiB), outOfMemory.load(),
-           seen.size() - (seen.empty() ? 0 : 1), double(first.free) / MiB, double(last.free) / MiB,
-           double(first.resident) / MiB, double(last.resident) / MiB, leaked, grown);
+           rounds, leaked, grown);
+    for (auto& p : phases)
+        printf("%s\"%s\": {\"begin\": %.3f, \"end\": %.3f, \"free\": %.1f, \"resident\": %.1f, \"graphs\": %.1f, \"pool\": %.1f}",
+               &p == &phases[0] ? "" : ", ", p.name, p.begin, p.end, p.figures.free, p.figures.resident, p.figures.graphs,
+               p.figures.pool);
+    printf("}}\n");
     return ok ? 0 : 1;
 }

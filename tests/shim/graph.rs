@@ -1,5 +1,7 @@
 //! Graphs over ranges of both tiers, and the memory that graphs allocate.
 
+use greenboost_wire::ledger::Placement;
+
 use crate::harness::{MIB, Outcome, Run, run};
 
 fn graph(what: &str) -> Run {
@@ -90,7 +92,12 @@ fn idle_graph_memory_yields() {
 /// A graph larger than the budget is the driver's to run: it is counted, other memory gives way, nothing fails.
 #[test]
 fn a_graph_over_the_budget() {
-    let outcome = graph("over-budget").vram(16).slack(32).physical().both();
+    let outcome = graph("over-budget")
+        .vram(16)
+        .slack(32)
+        .physical()
+        .placement(Placement::FirstFit)
+        .both();
     for round in numbers(&outcome, "launched") {
         assert_eq!(round, [32 * MIB, 0]);
     }

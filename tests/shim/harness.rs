@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use greenboost_wire::ledger::{Mapped, Report, Settings, Tier, VramLimit};
+use greenboost_wire::ledger::{Mapped, Placement, Report, Settings, Tier, VramLimit};
 use greenboost_wire::record::{Kind, Record};
 use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE, SHARE_SOCKET};
 use nix::fcntl::{Flock, FlockArg};
@@ -385,6 +385,14 @@ impl Job {
             .sum()
     }
 
+    /// Bytes that have changed their tier.
+    pub fn moved(&self) -> u64 {
+        let of = |d: &greenboost_wire::ledger::Device| {
+            d.traffic.promoted_bytes.load(SeqCst) + d.traffic.demoted_bytes.load(SeqCst)
+        };
+        self.ledger.devices().map(|(_, d)| of(d)).sum()
+    }
+
     /// Bytes held now: VRAM over all devices, host.
     pub fn held(&self) -> (u64, u64) {
         let vram = self
@@ -428,6 +436,7 @@ pub fn run(victim: &str, args: &[&str]) -> Run {
             ram_limit: 2048 * MIB,
             spill: true,
             report: Report::Extended,
+            placement: Placement::Auto,
         },
         expected: Expected::Code(0),
         degraded: false,
@@ -451,6 +460,10 @@ impl Run {
     /// RAM limit of the job, MiB.
     pub fn ram(mut self, mib: u64) -> Run {
         self.settings.ram_limit = mib * MIB;
+        self
+    }
+    pub fn placement(mut self, placement: Placement) -> Run {
+        self.settings.placement = placement;
         self
     }
     pub fn no_spill(mut self) -> Run {
@@ -561,6 +574,7 @@ impl Run {
         self.judge_records(&outcome);
         job.demand_sane_and_empty();
         outcome.spilled = job.spilled();
+        outcome.moved = job.moved();
         outcome
     }
 
@@ -774,6 +788,7 @@ impl<'a> Running<'a> {
             status,
             records: Vec::new(),
             spilled: 0,
+            moved: 0,
         }
     }
 }
@@ -815,6 +830,8 @@ pub struct Outcome {
     pub records: Vec<Record>,
     /// Bytes of allocations that were placed outside VRAM when they were made.
     pub spilled: u64,
+    /// Bytes that changed their tier.
+    pub moved: u64,
 }
 
 impl Outcome {

@@ -117,7 +117,8 @@ fn elsewhere(name: &str) -> bool {
     let other_forms = ["_ptsz", "_ptds"].iter().any(|end| name.ends_with(end))
         || name.starts_with("cuMemsetD2D")
         || name.starts_with("cuMemcpy3D");
-    // The first where the second is missing; the pinned backend, in `pinned::`; a release, in `memory::`.
+    // The first where the second is missing; the pinned backend, in `pinned::`; a release, in `memory::`; names of
+    // functions, in `placement::`.
     let older = matches!(
         name,
         "cuDeviceGetUuid"
@@ -125,8 +126,17 @@ fn elsewhere(name: &str) -> bool {
             | "cuMemHostGetDevicePointer_v2"
             | "cuDevicePrimaryCtxGetState"
             | "cuDeviceCanAccessPeer"
+            | "cuFuncGetName"
+            | "cuKernelGetName"
+            | "cuGraphGetEdges"
     );
-    other_forms || older || name.starts_with("nvml") || name == "cuThreadExchangeStreamCaptureMode"
+    // Not simulated.
+    let strange = name.starts_with("cuGraphExternal") || name == "cuGraphBatchMemOpNodeSetParams";
+    strange
+        || other_forms
+        || older
+        || name.starts_with("nvml")
+        || name == "cuThreadExchangeStreamCaptureMode"
 }
 
 /// Every driver call of a program that does everything, its own and the shim's, fails once: at the first, at a middle and

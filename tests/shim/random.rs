@@ -34,6 +34,8 @@ struct Case {
     peer: bool,
     /// Graphs allocate too.
     graph_memory: bool,
+    /// Chunks change their tier whenever the program synchronises.
+    moves: bool,
 }
 
 impl Case {
@@ -70,6 +72,7 @@ impl Case {
             pool: below(3) == 0,
             peer: below(4) == 0,
             graph_memory: below(3) == 0,
+            moves: below(2) == 0,
         }
         .with_room(below(2) == 0)
     }
@@ -113,6 +116,7 @@ impl Case {
         };
         run("random", &args)
             .env("FAKE_CUDA_DEVICES", devices)
+            .env("GREENBOOST_MOVES", if self.moves { "always" } else { "" })
             .env("FAKE_CUDA_POOL_GRANULE", format!("{granule}m"))
             // Page faults of the models would take a third of the time.
             .env("MALLOC_MMAP_THRESHOLD_", (32 * MIB).to_string())
@@ -127,9 +131,13 @@ impl Case {
         2 * self.threads * (self.streams + 1) + 8
     }
 
-    /// Bytes that were spilled, or what went wrong.
-    fn outcome(self) -> Result<u64, String> {
-        catch_unwind(AssertUnwindSafe(|| self.run().shimmed().spilled)).map_err(reason)
+    /// Bytes that were spilled and that moved, or what went wrong.
+    fn outcome(self) -> Result<[u64; 2], String> {
+        let run = || {
+            let outcome = self.run().shimmed();
+            [outcome.spilled, outcome.moved]
+        };
+        catch_unwind(AssertUnwindSafe(run)).map_err(reason)
     }
 
     /// A smaller case that fails as well. Threads race, so each is tried a few times.
@@ -152,8 +160,9 @@ impl Case {
                 break;
             }
         }
-        let extras = |c: Case| (c.peer, c.pool, c.graph_memory);
-        let simpler: [fn(Case) -> Case; 3] = [
+        let extras = |c: Case| (c.peer, c.pool, c.graph_memory, c.moves);
+        let simpler: [fn(Case) -> Case; 4] = [
+            |c| Case { moves: false, ..c },
             |c| Case { peer: false, ..c },
             |c| Case { pool: false, ..c },
             |c| Case {
@@ -217,7 +226,7 @@ fn p19_random_programs() {
     let runs = AtomicU64::new(0);
     let next = AtomicU64::new(seeds.start);
     let failed = AtomicBool::new(false);
-    let spilled = AtomicU64::new(0);
+    let (spilled, moved) = (AtomicU64::new(0), AtomicU64::new(0));
     let width = std::thread::available_parallelism().map_or(2, |n| n.get());
     std::thread::scope(|s| {
         for _ in 0..width {
@@ -229,8 +238,9 @@ fn p19_random_programs() {
                     }
                     let case = Case::of(seed);
                     let why = match case.outcome() {
-                        Ok(bytes) => {
+                        Ok([bytes, moves]) => {
                             spilled.fetch_add(bytes, SeqCst);
+                            moved.fetch_add(moves, SeqCst);
                             runs.fetch_add(case.to - case.from, SeqCst);
                             continue;
                         }
@@ -246,14 +256,20 @@ fn p19_random_programs() {
         }
     });
     let (spilled, runs) = (spilled.into_inner(), runs.into_inner());
+    let moved = moved.into_inner();
     println!(
-        "{runs} random programs, {} MiB spilled, {:?}",
+        "{runs} random programs, {} MiB spilled, {} MiB moved, {:?}",
         spilled / MIB,
+        moved / MIB,
         start.elapsed()
     );
     assert!(
         spilled > runs * MIB,
         "only {spilled} bytes spilled in {runs} runs"
+    );
+    assert!(
+        moved > runs * MIB,
+        "only {moved} bytes moved in {runs} runs"
     );
 }
 

@@ -182,6 +182,8 @@ fn all(gpu: &Gpu) {
         twice(|| cuda.cuGraphDestroy(graph));
     }
 
+    graphs(gpu, stream, [held[0], held[1], last]);
+
     // In stream order: a pool has no room to grow here, so the shim serves it. Freed memory is used again.
     for round in 0..3u8 {
         let mut p = 0;
@@ -254,6 +256,123 @@ fn all(gpu: &Gpu) {
         twice(|| cuda.cuMemFree_v2(p));
     }
 }
+
+/// Nodes of every kind over memory of both tiers, and new operands for all of them. An update may be refused.
+fn graphs(gpu: &Gpu, stream: CUstream, [one, two, last]: [CUdeviceptr; 3]) {
+    let cuda = &gpu.cuda;
+    let none = std::ptr::null_mut();
+    let image = c(".version 7.0\n.target sm_50\n.address_size 64\n\
+        .visible .entry gb_fill(.param .u64 p, .param .u64 n, .param .u64 seed) { ret; }\n");
+    let (mut library, mut fill, name) = (none, none, c("gb_fill"));
+    twice(|| cuda.cuLibraryLoadData(&mut library, image.as_ptr().cast(), none.cast(), none.cast(), 0, none.cast(), none.cast(), 0));
+    twice(|| cuda.cuLibraryGetKernel(&mut fill, library, name.as_ptr()));
+    let (mut graph, mut inner, mut exec, mut other, mut event) = (none, none, none, none, none);
+    twice(|| cuda.cuStreamCreate(&mut other, CU_STREAM_NON_BLOCKING));
+    twice(|| cuda.cuEventCreate(&mut event, 0));
+    twice(|| cuda.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    twice(|| cuda.cuStreamWriteValue32_v2(stream, one, 0, 0));
+    end(|| cuda.cuStreamEndCapture(stream, &mut inner));
+    twice(|| cuda.cuGraphCreate(&mut graph, 0));
+    let [mut filled, mut copied, mut set, mut host, mut record, mut wait, mut child] = [none; 7];
+    // The copy's operands move: what is filled, copied and set is in the last half of each range.
+    let (from, to, size) = (one + (4 << 20), two + (4 << 20), 1 << 20);
+    let words = size as u64 / 8;
+    let mut arguments = [from, words, 6];
+    let mut pointers: [*mut c_void; 3] = arguments.each_mut().map(|a| std::ptr::from_mut(a).cast());
+    let launch = graph::kernel(fill.cast(), &mut pointers);
+    let call = CUDA_HOST_NODE_PARAMS { r#fn: Some(nothing), userData: none };
+    let copy = graph::line(to, from, size);
+    twice(|| cuda.cuGraphAddKernelNode(&mut filled, graph, none.cast(), 0, &launch));
+    twice(|| cuda.cuGraphAddMemcpyNode(&mut copied, graph, &filled, 1, &copy, gpu.context));
+    twice(|| cuda.cuGraphAddMemsetNode(&mut set, graph, &copied, 1, &graph::bytes(to, 1, 64), gpu.context));
+    twice(|| cuda.cuGraphAddHostNode(&mut host, graph, &set, 1, &call));
+    twice(|| cuda.cuGraphAddEventRecordNode(&mut record, graph, &host, 1, event));
+    twice(|| cuda.cuGraphAddEventWaitNode(&mut wait, graph, none.cast(), 0, event));
+    if !inner.is_null() {
+        twice(|| cuda.cuGraphAddChildGraphNode(&mut child, graph, &wait, 1, inner));
+    }
+    twice(|| cuda.cuGraphInstantiateWithFlags(&mut exec, graph, 0));
+    let mut place = to;
+    let check = |place: CUdeviceptr, stream: CUstream| {
+        twice(|| cuda.cuGraphLaunch(exec, stream));
+        twice(|| cuda.cuStreamSynchronize(stream));
+        let mut is = vec![0; size];
+        twice(|| cuda.cuMemcpyDtoH_v2(is.as_mut_ptr().cast(), place, size));
+        let word = |i: usize| u64::from_ne_bytes(is[i * 8..i * 8 + 8].try_into().expect("eight bytes"));
+        assert!((8..words as usize).all(|i| word(i) == gpu::Kernels::filled(6, i as u64)), "a graph's bytes");
+    };
+    check(place, stream);
+    for round in 0..3 {
+        // All that keeps what the node does.
+        twice(|| cuda.cuGraphExecKernelNodeSetParams(exec, filled, &launch));
+        let whole = CUDA_KERNEL_NODE_PARAMS { v1: launch, kern: none, ctx: none };
+        twice(|| cuda.cuGraphExecKernelNodeSetParams_v2(exec, filled, &whole));
+        twice(|| cuda.cuGraphExecMemsetNodeSetParams(exec, set, &graph::bytes(place, 2, 64), gpu.context));
+        twice(|| cuda.cuGraphExecHostNodeSetParams(exec, host, &call));
+        twice(|| cuda.cuGraphExecEventRecordNodeSetEvent(exec, record, event));
+        twice(|| cuda.cuGraphExecEventWaitNodeSetEvent(exec, wait, event));
+        let mut any = CUgraphNodeParams {
+            type_: CU_GRAPH_NODE_TYPE_MEMSET,
+            reserved0: [0; 3],
+            of: CUgraphNodeParams_variant { room: [0; 29] },
+            reserved2: 0,
+        };
+        any.of.memset = CUDA_MEMSET_NODE_PARAMS_v2 { v1: graph::bytes(place, 3, 64), ctx: gpu.context };
+        twice(|| cuda.cuGraphExecNodeSetParams(exec, set, &mut any));
+        twice(|| cuda.cuGraphNodeSetEnabled(exec, set, round % 2));
+        // The copy goes elsewhere, if it may; the launch before it is on another stream.
+        twice(|| cuda.cuGraphLaunch(exec, other));
+        let next = [last, one, two][round as usize] + (5 << 20);
+        let moved = graph::line(next, from, size);
+        let go = || cuda.cuGraphExecMemcpyNodeSetParams(exec, copied, &moved, gpu.context);
+        if go() == 0 || go() == 0 {
+            place = next;
+        }
+        check(place, stream);
+    }
+    // The whole, captured, for one that was captured.
+    let (mut first, mut captured) = (none, none);
+    for place in [two, last, two].map(|p| p + (4 << 20)) {
+        let mut next = none;
+        twice(|| cuda.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+        twice(|| cuda.cuLaunchKernel(fill.cast(), 1, 1, 1, 1, 1, 1, 0, stream, pointers.as_mut_ptr(), none.cast()));
+        twice(|| cuda.cuMemcpyDtoDAsync_v2(place, from, size, stream));
+        end(|| cuda.cuStreamEndCapture(stream, &mut next));
+        if next.is_null() {
+            continue;
+        }
+        let update = |exec| cuda.cuGraphExecUpdate_v2(exec, next, &mut [0; 3]);
+        if captured.is_null() || update(captured) != 0 && update(captured) != 0 {
+            if !captured.is_null() {
+                end(|| cuda.cuGraphExecDestroy(captured));
+            }
+            twice(|| cuda.cuGraphInstantiateWithFlags(&mut captured, next, 0));
+        }
+        twice(|| cuda.cuGraphLaunch(captured, stream));
+        twice(|| cuda.cuStreamSynchronize(stream));
+        if first.is_null() {
+            first = next;
+        } else {
+            twice(|| cuda.cuGraphDestroy(next));
+        }
+    }
+    for gone in [exec, captured].into_iter().filter(|e| !e.is_null()) {
+        end(|| cuda.cuGraphExecDestroy(gone));
+    }
+    for gone in [graph, inner, first].into_iter().filter(|g| !g.is_null()) {
+        end(|| cuda.cuGraphDestroy(gone));
+    }
+    // What was filled in the range whose bytes are compared in the end is filled anew.
+    for (p, seed) in [(one, 0), (two, 1)] {
+        let data = pattern(seed, 6 << 20);
+        twice(|| cuda.cuMemcpyHtoD_v2(p, data.as_ptr().cast(), data.len()));
+    }
+    end(|| cuda.cuEventDestroy_v2(event));
+    end(|| cuda.cuStreamDestroy_v2(other));
+    end(|| cuda.cuLibraryUnload(library));
+}
+
+extern "C" fn nothing(_: *mut c_void) {}
 
 fn pieces(gpu: &Gpu) {
     // All that there is: a reservation that was not undone would be missing.

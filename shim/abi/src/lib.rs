@@ -13,8 +13,10 @@
 use core::ffi::{c_int, c_uchar, c_uint, c_ushort, c_void};
 
 mod graph;
+mod launch;
 
 pub use graph::*;
+pub use launch::*;
 
 /// `CUresult` as a plain integer: a newer driver may return values that this list does not know.
 pub type CUresult = c_int;

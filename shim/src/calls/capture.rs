@@ -11,7 +11,7 @@ use crate::driver;
 use crate::hooks::real;
 use crate::tier::map::Handle;
 use crate::tier::stream::Lane;
-use crate::tier::{drain, free, later};
+use crate::tier::{drain, execs, free, gate, later};
 
 /// Streams with an open capture. The default streams stand for other streams in every thread, so they carry the thread.
 static OPEN: Mutex<Option<HashSet<(usize, u64)>>> = Mutex::new(None);
@@ -26,6 +26,7 @@ fn key(stream: CUstream) -> (usize, u64) {
 }
 
 fn begin_with(stream: CUstream, begin: impl FnOnce() -> CUresult) -> CUresult {
+    let _pass = gate::pass();
     drain::capture_opens();
     let result = begin();
     let new = result == CUDA_SUCCESS
@@ -54,7 +55,10 @@ fn close(stream: CUstream) {
 }
 
 fn end_with(stream: CUstream, end: impl FnOnce() -> CUresult) -> CUresult {
-    let result = end();
+    let result = {
+        let _pass = gate::pass();
+        end()
+    };
     // An invalidated capture has ended too. A call from the wrong thread leaves it open, and so may another failure.
     let is_open = match result {
         CUDA_SUCCESS => false,
@@ -94,6 +98,7 @@ captures! {
 fn destroy_with(stream: CUstream, destroy: impl FnOnce() -> CUresult) -> CUresult {
     if let Some(lane) = Lane::of_made(stream) {
         later::stream_ends(lane);
+        execs::stream_ends(stream);
     }
     let result = destroy();
     if result == CUDA_SUCCESS {

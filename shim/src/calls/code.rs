@@ -16,6 +16,7 @@ use super::memory::counting;
 use crate::driver;
 use crate::hooks::real;
 use crate::process::Job;
+use crate::tier::args;
 use crate::tier::counted::{self, Counted};
 use crate::tier::device::Device;
 use crate::tier::map::Handle;
@@ -128,6 +129,7 @@ fn opened(handle: u64, call: impl FnOnce() -> CUresult) -> CUresult {
 }
 
 fn unloaded(handle: u64, unload: impl FnOnce() -> CUresult) -> CUresult {
+    args::forget();
     {
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
         opened.retain(|h| *h != handle);

@@ -8,7 +8,7 @@ use greenboost_abi::*;
 
 use crate::hooks::real;
 use crate::tier::map::{self, Handle};
-use crate::tier::{device, drain, free, later};
+use crate::tier::{args, device, drain, execs, free, later};
 use crate::{driver, process};
 
 /// The primary context of each device that retained it.
@@ -95,7 +95,7 @@ pub unsafe fn green_destroy(green_context: CUgreenCtx) -> CUresult {
     let Some((_, context, device)) = known else {
         return destroy();
     };
-    later::context_ends(context);
+    ending(context);
     let result = drain::context_ends(context, destroy);
     if result == CUDA_SUCCESS {
         green().retain(|g| g.0 != handle);
@@ -133,7 +133,7 @@ pub unsafe fn detach(context: CUcontext) -> CUresult {
     // SAFETY: the program's own call.
     let detach = || unsafe { real::cuCtxDetach(context) };
     if let Some(device) = primary_of(context.into()) {
-        later::context_ends(context.into());
+        ending(context.into());
         return released(detach(), device);
     }
     if drain::context_detaches(context.into()) {
@@ -183,8 +183,16 @@ fn emptied(context: Handle) {
     }
 }
 
+/// A context is about to end, or may be.
+fn ending(context: Handle) {
+    later::context_ends(context);
+    execs::context_ends(context);
+    // Its functions go with it.
+    args::forget();
+}
+
 fn destroy_with(context: CUcontext, destroy: impl FnOnce() -> CUresult) -> CUresult {
-    later::context_ends(context.into());
+    ending(context.into());
     let result = drain::context_ends(context.into(), destroy);
     if result == CUDA_SUCCESS {
         emptied(context.into());
@@ -253,7 +261,7 @@ macro_rules! primaries {
         /// As for the function it replaces.
         pub unsafe fn $ours(device: CUdevice) -> CUresult {
             if let Some(context) = primary(device) {
-                later::context_ends(context);
+                ending(context);
             }
             // SAFETY: the program's own call.
             $after(unsafe { real::$real(device) }, device)

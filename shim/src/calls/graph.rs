@@ -1,15 +1,18 @@
-//! Graphs: what they hold is counted when it can have changed.
+//! Graphs: what they hold is counted when it can have changed, and what their instances name is known.
 //!
-//! What a graph does with ranges of the shim needs no hook: its nodes hold addresses, and those stay valid.
+//! What a graph does with ranges of the shim needs no hook: its nodes hold addresses, and those stay valid. What changes
+//! an instance is in [`super::exec`].
 
 use std::ffi::{c_char, c_int, c_ulonglong, c_void};
 
 use greenboost_abi::*;
 
 use super::memory::counting;
+use super::renew;
 use crate::hooks::real;
-use crate::process;
-use crate::tier::graphs;
+use crate::tier::map::Handle;
+use crate::tier::{access, execs, gate, graphs};
+use crate::{driver, process};
 
 /// An allocation node was made: by hand, or by an allocation on a stream that captures.
 pub fn node_made(result: CUresult, bytes: usize) -> CUresult {
@@ -27,7 +30,10 @@ fn backing(call: impl FnOnce() -> CUresult) -> CUresult {
     if let Some(job) = job {
         graphs::make_way(job);
     }
-    let result = call();
+    let result = {
+        let _pass = gate::pass();
+        call()
+    };
     if let Some(job) = job {
         graphs::count_all(job);
     }
@@ -48,17 +54,130 @@ macro_rules! backed {
 }
 
 backed! {
-    launch = cuGraphLaunch(exec: CUgraphExec, stream: CUstream);
-    launch_ptsz = cuGraphLaunch_ptsz(exec: CUgraphExec, stream: CUstream);
-    upload = cuGraphUpload(exec: CUgraphExec, stream: CUstream);
-    upload_ptsz = cuGraphUpload_ptsz(exec: CUgraphExec, stream: CUstream);
-    instantiate_v1 = cuGraphInstantiate(out: *mut CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, log: *mut c_char, size: usize);
-    instantiate_v2 = cuGraphInstantiate_v2(out: *mut CUgraphExec, graph: CUgraph, node: *mut CUgraphNode, log: *mut c_char, size: usize);
-    instantiate_flags = cuGraphInstantiateWithFlags(out: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong);
-    instantiate_params = cuGraphInstantiateWithParams(out: *mut CUgraphExec, graph: CUgraph, params: *mut c_void);
-    instantiate_params_ptsz = cuGraphInstantiateWithParams_ptsz(out: *mut CUgraphExec, graph: CUgraph, params: *mut c_void);
-    destroy_exec = cuGraphExecDestroy(exec: CUgraphExec);
     trim = cuDeviceGraphMemTrim(device: CUdevice);
+}
+
+macro_rules! runs {
+    ($($ours:ident = $real:ident, $own:literal;)*) => {$(
+        #[doc = concat!("Replaces `CUresult ", stringify!($real), "(CUgraphExec hGraphExec, CUstream hStream)`.")]
+        ///
+        /// # Safety
+        /// As for the function it replaces.
+        pub unsafe fn $ours(exec: CUgraphExec, stream: CUstream) -> CUresult {
+            // SAFETY: the program's own call, on what runs for the instance.
+            let call = |exec| unsafe { real::$real(exec, stream) };
+            let result = backing(|| match execs::find(exec) {
+                Some(known) if known.has_copies() => renew::launch(&known, stream, $own, call),
+                Some(known) => call(known.real().0 as CUgraphExec),
+                None => call(exec),
+            });
+            if result == CUDA_SUCCESS && access::noting() {
+                note(exec);
+            }
+            result
+        }
+    )*};
+}
+
+runs! {
+    launch = cuGraphLaunch, false;
+    launch_ptsz = cuGraphLaunch_ptsz, true;
+}
+
+/// Nodes of a launched graph that name the same address count one by one, up to so many.
+const OFTEN: u32 = 8;
+
+/// Notes what the nodes of an instance name, as so many launches.
+fn note(exec: CUgraphExec) {
+    let Some(names) = execs::names(exec) else {
+        return;
+    };
+    for turn in 1..=OFTEN {
+        let mut again = names.list.iter().filter(|n| n.nodes >= turn).peekable();
+        if again.peek().is_none() {
+            break;
+        }
+        access::graph(exec as u64, again.map(|n| n.address));
+    }
+}
+
+macro_rules! uploads {
+    ($($ours:ident = $real:ident;)*) => {$(
+        #[doc = concat!("Replaces `CUresult ", stringify!($real), "(CUgraphExec hGraphExec, CUstream hStream)`.")]
+        ///
+        /// # Safety
+        /// As for the function it replaces.
+        pub unsafe fn $ours(exec: CUgraphExec, stream: CUstream) -> CUresult {
+            let running = execs::find(exec).map_or(exec, |e| e.real().0 as CUgraphExec);
+            // SAFETY: the program's own call, on what runs for the instance.
+            backing(|| unsafe { real::$real(running, stream) })
+        }
+    )*};
+}
+
+uploads! {
+    upload = cuGraphUpload;
+    upload_ptsz = cuGraphUpload_ptsz;
+}
+
+macro_rules! instances {
+    ($($ours:ident = $real:ident($($arg:ident: $ty:ty),*), $flags:expr;)*) => {$(
+        #[doc = concat!("Replaces `", stringify!($real), "`.")]
+        ///
+        /// # Safety
+        /// As for the function it replaces.
+        pub unsafe fn $ours(out: *mut CUgraphExec, graph: CUgraph $(, $arg: $ty)*) -> CUresult {
+            // SAFETY: the program's own call; after a success its arguments were good.
+            unsafe {
+                let result = backing(|| real::$real(out, graph $(, $arg)*));
+                if result == CUDA_SUCCESS {
+                    renew::made(*out, graph, $flags);
+                }
+                result
+            }
+        }
+    )*};
+}
+
+instances! {
+    instantiate_v1 = cuGraphInstantiate(node: *mut CUgraphNode, log: *mut c_char, size: usize), 0;
+    instantiate_v2 = cuGraphInstantiate_v2(node: *mut CUgraphNode, log: *mut c_char, size: usize), 0;
+    instantiate_flags = cuGraphInstantiateWithFlags(flags: c_ulonglong), flags;
+    instantiate_params = cuGraphInstantiateWithParams(params: *mut CUDA_GRAPH_INSTANTIATE_PARAMS), (*params).flags;
+    instantiate_params_ptsz = cuGraphInstantiateWithParams_ptsz(params: *mut CUDA_GRAPH_INSTANTIATE_PARAMS), (*params).flags;
+}
+
+/// Replaces `CUresult cuGraphExecDestroy(CUgraphExec hGraphExec)`.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn destroy_exec(exec: CUgraphExec) -> CUresult {
+    // Before its handle can come back for another.
+    let known = execs::remove(exec);
+    // SAFETY: the program's own call.
+    backing(|| unsafe {
+        let result = real::cuGraphExecDestroy(exec);
+        if let Some(known) = &known {
+            renew::ended(exec, known);
+        }
+        result
+    })
+}
+
+/// Replaces `CUresult cuGraphDestroy(CUgraph hGraph)`.
+///
+/// # Safety
+/// As for the function it replaces.
+pub unsafe fn destroy(graph: CUgraph) -> CUresult {
+    let shadows = execs::graph_ends(Handle(graph as usize));
+    // SAFETY: the program's own call; the shadows are the shim's, and nobody knows them any more.
+    unsafe {
+        let result = real::cuGraphDestroy(graph);
+        for shadow in shadows {
+            driver::graph::destroy(shadow);
+        }
+        result
+    }
 }
 
 /// Replaces `CUresult cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,

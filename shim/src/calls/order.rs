@@ -19,10 +19,10 @@ use super::{context, vmm};
 use crate::driver::{self, raw};
 use crate::hooks::real;
 use crate::process;
-use crate::tier::{device, drain, map};
+use crate::tier::{access, device, drain, gate, map};
 
 /// An operand: first address and bytes.
-type Operand = (CUdeviceptr, u64);
+pub type Operand = (CUdeviceptr, u64);
 
 /// Whether the asynchronous form is to be used: an operand is host-backed, and all are device memory to the program.
 /// While a stream captures, the driver's own answer to the synchronous form stands.
@@ -86,7 +86,7 @@ fn is_device(address: CUdeviceptr) -> bool {
 }
 
 /// Extent of a 2D operation, bytes.
-fn extent(pitch: usize, width: usize, height: usize) -> u64 {
+pub fn extent(pitch: usize, width: usize, height: usize) -> u64 {
     (pitch as u64)
         .saturating_mul(height.saturating_sub(1) as u64)
         .saturating_add(width as u64)
@@ -171,7 +171,9 @@ macro_rules! ordered {
             // SAFETY: the program's own call; the asynchronous form takes the same operands, and a null stream is the
             // one that the synchronous form runs on.
             unsafe {
+                let _pass = gate::pass();
                 let operands = &$operands;
+                access::copied(operands);
                 if drain::may_cross() {
                     watch(operands);
                 }
@@ -205,6 +207,8 @@ macro_rules! uploads {
         pub unsafe fn $ours(to: CUdeviceptr, from: *const c_void, bytes: usize) -> CUresult {
             // SAFETY: the program's own call.
             unsafe {
+                let _pass = gate::pass();
+                access::copied(&[(to, bytes as u64)]);
                 let code = real::$real(to, from, bytes);
                 finished(code, &[(to, bytes as u64)], waits(stringify!($real)))
             }
@@ -227,8 +231,13 @@ macro_rules! crossing {
             // Before the call: a free must not overtake it.
             // SAFETY: the program's own call and descriptors.
             unsafe {
-                if drain::may_cross() {
-                    watch(&$operands);
+                let _pass = gate::pass();
+                if drain::may_cross() || access::noting() {
+                    let operands = &$operands;
+                    access::copied(operands);
+                    if drain::may_cross() {
+                        watch(operands);
+                    }
                 }
                 real::$real($($arg,)* stream)
             }

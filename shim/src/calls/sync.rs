@@ -6,7 +6,7 @@ use greenboost_abi::*;
 use crate::hooks::real;
 use crate::process;
 use crate::tier::stream::Lane;
-use crate::tier::{device, pools};
+use crate::tier::{device, pools, steward};
 
 /// What the program has waited for.
 enum For {
@@ -30,6 +30,9 @@ fn after(result: CUresult, waited: For) -> CUresult {
             For::Something => {}
         }
         device::all().for_each(|device| pools::sync(job, device));
+    }
+    if result == CUDA_SUCCESS {
+        steward::waited();
     }
     result
 }

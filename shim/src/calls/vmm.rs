@@ -117,6 +117,13 @@ pub fn spilled_from(address: CUdeviceptr) -> Option<CUdevice> {
     held.is_spilled().then_some(held.prop.location.id)
 }
 
+/// Whether the program has mapped memory here itself.
+pub fn is_mapped(address: CUdeviceptr) -> bool {
+    known()
+        .as_ref()
+        .is_some_and(|k| k.number_at(address).is_some())
+}
+
 /// Whether any of these bytes are in memory that was made on the host instead.
 pub fn on_host(address: CUdeviceptr, bytes: u64) -> bool {
     let known = known();

@@ -11,7 +11,7 @@ use super::device::Device;
 use super::map::{self, Allocation, Backing, Counted, Handle};
 use super::pinned::Pinned;
 use super::range::{Parts, Range, Shortage, make_room};
-use super::{free, graphs, placement, pools, small, spare};
+use super::{free, graphs, placement, pools, small, spare, steward};
 use crate::process::{self, Job};
 use crate::{driver, telemetry};
 
@@ -92,6 +92,7 @@ fn spilled(job: &Job, device: &Device, bytes: u64) -> Result<(u64, u64, Backing)
 /// those is told to the launcher.
 pub fn count(job: &Job, device: &Device, bytes: u64, host: u64) {
     if host > 0 {
+        steward::spilled(job);
         let entry = device.entry(job);
         entry.spilled_bytes.fetch_add(host, SeqCst);
         if entry.spills.fetch_add(1, SeqCst) == 0 {
@@ -112,6 +113,9 @@ fn range(job: &Job, device: &Device, bytes: u64) -> Result<Range, Shortage> {
         share = vram_share(job, device, span);
     }
     if share < span && pools::make_room(job, device, Tier::Vram) {
+        share = vram_share(job, device, span);
+    }
+    if share < span && device.can_spill(job) && steward::make_way(job, device, span, share) {
         share = vram_share(job, device, span);
     }
     if share < span {

@@ -12,7 +12,7 @@ use super::chunk::GRAIN;
 use super::graphs::Graphs;
 use super::small::Slabs;
 use super::spare::Spare;
-use super::{pinned, placement};
+use super::{pinned, placement, steward};
 use crate::driver::{self, Location};
 use crate::process::Job;
 use crate::telemetry;
@@ -69,7 +69,11 @@ pub fn get(job: &'static Job, ordinal: CUdevice) -> driver::Result<Option<&'stat
     }
     // Two threads may try at the same time, which is harmless; the first result stays.
     let device = Device::try_out(job, ordinal)?;
-    Ok(device.map(|device| slot.get_or_init(|| device)))
+    let device = device.map(|device| slot.get_or_init(|| device));
+    if device.is_some_and(Device::has_ranges) {
+        steward::start(job);
+    }
+    Ok(device)
 }
 
 /// The device, if something was allocated on it before.

@@ -204,7 +204,7 @@ pub fn within(ordinal: CUdevice, patience: Duration) -> bool {
 }
 
 /// Signals are for the program's own threads: what `f` starts takes none.
-fn without_signals<T>(f: impl FnOnce() -> T) -> T {
+pub fn without_signals<T>(f: impl FnOnce() -> T) -> T {
     // SAFETY: plain calls on local signal sets; the mask is restored.
     unsafe {
         let (mut all, mut old) = (std::mem::zeroed(), std::mem::zeroed());

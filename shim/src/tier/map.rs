@@ -7,10 +7,13 @@ use greenboost_abi::{CUcontext, CUdevice};
 use greenboost_wire::ledger::Tier;
 use greenboost_wire::share::Token;
 
+use super::access;
 use super::device;
 use super::pinned::Pinned;
 use super::range::Range;
 use super::small;
+use super::spare::Chunk;
+use super::steward::{self, News};
 use super::tally;
 
 /// An allocation that the shim backs.
@@ -95,9 +98,77 @@ pub struct Place {
 
 static MAP: RwLock<BTreeMap<u64, Allocation>> = RwLock::new(BTreeMap::new());
 
+/// Held while chunks change their backing. Whoever takes an allocation out of the map, or ties it to where it is, waits.
+static STILL: Mutex<()> = Mutex::new(());
+
+/// Keeps all allocations in the map, and their ties as they are. Taken before the map's own lock, and by nobody who
+/// holds another.
+pub fn hold_still() -> MutexGuard<'static, ()> {
+    STILL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A chunk that may move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Movable {
+    /// Where it begins.
+    pub address: u64,
+    /// What it is now.
+    pub chunk: Chunk,
+    /// The context that its allocation was made in.
+    pub context: Handle,
+}
+
+/// A chunk of the allocation that starts at this address, if that may move. Meant for whoever holds still.
+pub fn movable(base: u64, index: usize) -> Option<Movable> {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    let allocation = map.get(&base).filter(|a| a.may_move())?;
+    let Backing::Range(range) = &allocation.backing else {
+        return None;
+    };
+    let (address, chunk) = range.chunk(index)?;
+    Some(Movable {
+        address,
+        chunk,
+        context: allocation.context,
+    })
+}
+
+/// Another backing has been mapped in place of a chunk's, while [`hold_still`] was held: the old one is the caller's.
+pub fn exchange(base: u64, index: usize, new: Chunk) -> Option<Chunk> {
+    let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
+    let allocation = map.get_mut(&base)?;
+    let before = [Tier::Vram, Tier::Host].map(|tier| allocation.bytes(tier));
+    let Backing::Range(range) = &mut allocation.backing else {
+        return None;
+    };
+    let old = range.exchange(index, new);
+    let after = [Tier::Vram, Tier::Host].map(|tier| allocation.bytes(tier));
+    if let Some(device) = device::known(allocation.device) {
+        tally::moved(
+            device.index,
+            allocation.base,
+            allocation.size,
+            before,
+            after,
+        );
+    }
+    Some(old)
+}
+
+/// Calls `each` with every allocation of a device that is a range of its own: address, bytes, chunks, may it move.
+pub fn each_range(device: CUdevice, mut each: impl FnMut(u64, u64, &[Chunk], bool)) {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    for a in map.values().filter(|a| a.device == device) {
+        if let (Backing::Range(range), None) = (&a.backing, a.ties.opened) {
+            each(a.base, a.size, range.chunks(), a.may_move());
+        }
+    }
+}
+
 /// Adds an allocation.
 pub fn insert(allocation: Allocation) {
     allocation.tally(true);
+    allocation.own(true);
     MAP.write()
         .unwrap_or_else(PoisonError::into_inner)
         .insert(allocation.base, allocation);
@@ -106,18 +177,35 @@ pub fn insert(allocation: Allocation) {
 /// Takes the allocation that starts at this address: of two threads that free it, one gets it. One that is another
 /// process's stays: it is closed, not freed.
 pub fn remove(base: u64) -> Option<Allocation> {
+    let _still = hold_still();
     let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
     map.get(&base).filter(|a| a.ties.opened.is_none())?;
     let removed = map.remove(&base);
     drop(map);
-    removed.inspect(|a| a.tally(false))
+    removed.inspect(|a| {
+        a.tally(false);
+        a.own(false);
+    })
 }
 
 /// Changes what is known of the allocation that this address is inside; `None` when it is in none.
 pub fn tie<T>(address: u64, change: impl FnOnce(&mut Ties) -> T) -> Option<T> {
+    let _still = hold_still();
     let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
     let (_, a) = map.range_mut(..=address).next_back()?;
-    (address - a.base < a.size).then(|| change(&mut a.ties))
+    let result = (address - a.base < a.size).then(|| change(&mut a.ties));
+    if a.ties.fixed {
+        steward::tell(News::Fixed(a.device, a.base));
+    }
+    result
+}
+
+/// The allocation that this address is inside is never moved from now on.
+pub fn keep(address: u64) {
+    // A look first: programs do this again and again.
+    if find(address).is_some_and(|place| !place.ties.fixed) {
+        tie(address, |ties| ties.fixed = true);
+    }
 }
 
 /// Asks an allocation's backing something; `None` when this address is in none, or its backing is no range of its own.
@@ -191,10 +279,14 @@ pub fn synchronous(address: u64, bytes: u64) -> bool {
 
 /// Takes all allocations of a context.
 pub fn remove_context(context: Handle) -> Vec<Allocation> {
+    let _still = hold_still();
     let mut map = MAP.write().unwrap_or_else(PoisonError::into_inner);
     map.extract_if(.., |_, a| a.context == context)
         .map(|(_, a)| a)
-        .inspect(|a| a.tally(false))
+        .inspect(|a| {
+            a.tally(false);
+            a.own(false);
+        })
         .collect()
 }
 
@@ -268,6 +360,29 @@ impl Allocation {
             Backing::Pinned(pinned) if tier == Tier::Host => pinned.span,
             Backing::Piece if tier == Tier::Host => small::rounded(self.size),
             Backing::Pinned(_) | Backing::Piece => 0,
+        }
+    }
+
+    /// Whether its chunks may change their backing: nobody else reaches them past the calls of this process.
+    fn may_move(&self) -> bool {
+        !self.ties.fixed && self.ties.opened.is_none()
+    }
+
+    /// Operations that name it are noted from now on, or no more. The driver gives the addresses to another allocation
+    /// only after they are given back, which comes later.
+    fn own(&self, ours: bool) {
+        if let (Backing::Range(range), None) = (&self.backing, self.ties.opened) {
+            access::own(range.base, range.span, ours);
+            steward::tell(match ours {
+                true => News::Made(
+                    self.device,
+                    self.base,
+                    self.size,
+                    steward::chunks(range.chunks()),
+                    self.may_move(),
+                ),
+                false => News::Gone(self.device, self.base),
+            });
         }
     }
 

@@ -211,7 +211,7 @@ pub fn ask_machine(job: &Job, missing: u64, reserved: u64) -> Result<(), Shortag
 }
 
 /// One piece of host memory, from the nearest node that has it. It is reserved in the ledger already.
-fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
+pub fn host_piece(job: &Job, device: &Device, size: u64) -> Result<u64, Shortage> {
     ask_machine(job, size, size)?;
     device
         .nodes()
@@ -274,6 +274,19 @@ impl Range {
     /// What it is made of, in order.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
+    }
+
+    /// Where a chunk begins, and what it is.
+    pub fn chunk(&self, index: usize) -> Option<(u64, Chunk)> {
+        let chunk = *self.chunks.get(index)?;
+        let before: u64 = self.chunks[..index].iter().map(|c| c.size).sum();
+        Some((self.base + before, chunk))
+    }
+
+    /// Another backing of the same size has been mapped in place of a chunk's: returns the old one, which is the
+    /// caller's now.
+    pub fn exchange(&mut self, index: usize, new: Chunk) -> Chunk {
+        std::mem::replace(&mut self.chunks[index], new)
     }
 
     /// A range of whole pieces that another process made, open to these devices; they count where they were made.

@@ -34,3 +34,17 @@ pub fn allocation(device: usize, address: u64, size: u64, bytes: [u64; 2], live:
         false => entry.forget(pid, address, now),
     }
 }
+
+/// A live allocation has so many bytes in VRAM and on Host now, and had others before.
+pub fn moved(device: usize, address: u64, size: u64, before: [u64; 2], after: [u64; 2]) {
+    let Some(job) = process::job() else { return };
+    job.place.shift(device, before, after);
+    job.place.ledger().device(device).amend(Spilled {
+        pid: std::process::id(),
+        address,
+        bytes: size,
+        host_bytes: after[1],
+        made: telemetry::monotonic(),
+        freed: None,
+    });
+}

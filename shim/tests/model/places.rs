@@ -1,7 +1,7 @@
 //! Places in the ledger. Seen to fail when a reservation is compared first and added afterwards; when a sum reads what
 //! is held before what is pending; when a commit takes from what is pending before it adds to what is held; when a seat
 //! is given away before it is cleared, or cleared without being claimed; when a reservation is refused after one look at
-//! what others are clearing away.
+//! what others are clearing away; when the limit is read before a reservation is written down.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -49,6 +49,7 @@ fn template() -> Rc<Mapped> {
         ram_limit: LIMIT,
         spill: true,
         report: Report::Physical,
+        placement: Placement::Auto,
     };
     let mapped = Mapped::create(&path, settings).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -213,6 +214,41 @@ fn threads_of_one_process() {
             thread.join().unwrap();
         }
         assert_eq!(place.own(Tier::Vram, 0), 800);
+        sync::end();
+    });
+}
+
+/// A limit is lowered while two take what there is: whoever lowers it and sums up what is claimed knows all that will ever
+/// be held above it.
+#[test]
+fn nothing_slips_past_a_lower_limit() {
+    crate::some(1500, || {
+        let ledger = ledger();
+        let known: &'static Cell<u64> = Box::leak(Box::new(Cell::new(0)));
+        let known = Shared(known);
+        let mut all: Vec<_> = [(10, [300, 300]), (11, [400, 200])]
+            .map(|(pid, wants)| {
+                process(pid, move || {
+                    let place = Place::take(ledger).unwrap();
+                    for bytes in wants {
+                        let _ = place.reserve(Tier::Vram, 0, bytes);
+                    }
+                    std::mem::forget(place);
+                })
+            })
+            .into();
+        all.push(process(12, move || {
+            ledger.set_vram_limit(VramLimit::Bytes(500));
+            known.get().set(ledger.claimed(Tier::Vram, 0));
+        }));
+        for process in all {
+            process.join().unwrap();
+        }
+        let (held, known) = (held(Tier::Vram), known.get().get());
+        assert!(
+            held <= known.max(500),
+            "{held} are held, {known} were known"
+        );
         sync::end();
     });
 }

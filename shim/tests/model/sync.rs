@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Add;
-use std::sync::atomic::Ordering;
+pub use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 pub use shuttle::sync::Mutex;
@@ -55,6 +55,16 @@ pub fn yield_now() {
 }
 
 pub fn sleep(_: Duration) {
+    shuttle::thread::yield_now();
+}
+
+/// Threads' fences are nothing where all operations are sequentially consistent.
+pub fn fence_of_threads() {}
+
+/// Nobody waits on a word in the model.
+pub fn wake(_: &AtomicU32) {}
+
+pub fn wait_on(_: &AtomicU32, _: u32, _: Duration) {
     shuttle::thread::yield_now();
 }
 

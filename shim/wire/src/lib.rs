@@ -25,6 +25,8 @@ pub const JOB_ENV: &str = "GREENBOOST_JOB";
 pub const SWITCH_ENV: &str = "GREENBOOST";
 /// Environment variable that, when it is `pinned`, has host memory registered whole instead of mapped into ranges.
 pub const BACKEND_ENV: &str = "GREENBOOST_BACKEND";
+/// Environment variable with the absolute path of the file that a process writes its trace to.
+pub const TRACE_ENV: &str = "GREENBOOST_TRACE";
 /// The ledger's file name inside the job directory.
 pub const LEDGER_FILE: &str = "ledger";
 /// The control socket's file name inside the job directory (`SOCK_SEQPACKET`, the launcher listens).

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::driver::Gpu;
-use super::link::{Site, rate, repeat};
 use super::memory::{Location, Piece, Range};
+use super::site::{Site, rate, repeat};
 use super::{Bench, RUNS, RUNS_QUICK};
 use crate::probe::figure::{Figure, Section, Unit};
 use crate::probe::out::Out;

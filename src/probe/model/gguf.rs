@@ -244,7 +244,11 @@ fn tensor(cursor: &mut Cursor) -> Result<Tensor> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::probe::fuzz::{damaged, peak};
 
     fn text(out: &mut Vec<u8>, text: &str) {
         out.extend((text.len() as u64).to_le_bytes());
@@ -312,7 +316,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn nothing_makes_it_panic_or_take_memory() {
+    fn none_that_ends_early() {
         let sample = sample();
         for length in 0..sample.len() {
             assert!(
@@ -320,26 +324,85 @@ pub(super) mod tests {
                 "{length}"
             );
         }
-        let mut state = 1u64;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        for _ in 0..200_000 {
-            let mut bytes = sample.clone();
-            for _ in 0..1 + random() % 4 {
-                let at = random() as usize % bytes.len();
-                bytes[at] = match random() % 4 {
-                    0 => 0xff,
-                    1 => 0,
-                    2 => bytes[at].wrapping_add(1),
-                    _ => random() as u8,
-                };
+    }
+
+    /// Keys and values, and tensors of one or two dimensions.
+    fn random() -> impl Strategy<Value = (Vec<u8>, Vec<(u64, bool)>)> {
+        let value = prop_oneof![
+            any::<u32>().prop_map(|n| (4, n.to_le_bytes().to_vec())),
+            any::<u64>().prop_map(|n| (10, n.to_le_bytes().to_vec())),
+            any::<bool>().prop_map(|b| (7, vec![b.into()])),
+            any::<f64>().prop_map(|x| (12, x.to_le_bytes().to_vec())),
+            "[a-z]{0,30}".prop_map(|t| {
+                let mut bytes = Vec::new();
+                text(&mut bytes, &t);
+                (STRING, bytes)
+            }),
+            vec(any::<u16>(), 0..9).prop_map(|list| {
+                let mut bytes = 2u32.to_le_bytes().to_vec();
+                bytes.extend((list.len() as u64).to_le_bytes());
+                list.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+                (ARRAY, bytes)
+            }),
+        ];
+        // Plain numbers, or blocks of 32 in 18 bytes.
+        let tensor = (1..1u64 << 20, 1..1u64 << 10, any::<bool>());
+        (vec(value, 0..9), vec(tensor, 0..9)).prop_map(|(values, tensors)| {
+            let mut out = b"GGUF\x03\0\0\0".to_vec();
+            out.extend((tensors.len() as u64).to_le_bytes());
+            out.extend((values.len() as u64).to_le_bytes());
+            for (kind, bytes) in values {
+                text(&mut out, "some.key");
+                out.extend(u32::to_le_bytes(kind));
+                out.extend(bytes);
             }
-            // Whatever it says, it returns.
-            let _ = super::super::parse(&mut &bytes[..]);
+            let mut expected = Vec::new();
+            for (rows, columns, is_quantised) in tensors {
+                text(&mut out, "blk.0.some.weight");
+                out.extend(2u32.to_le_bytes());
+                out.extend(rows.to_le_bytes());
+                out.extend(columns.to_le_bytes());
+                out.extend(if is_quantised { 2u32 } else { 1 }.to_le_bytes());
+                out.extend(0u64.to_le_bytes());
+                let numbers = rows * columns;
+                let bytes = if is_quantised {
+                    numbers.div_ceil(32) * 18
+                } else {
+                    2 * numbers
+                };
+                expected.push((bytes, is_quantised));
+            }
+            (out, expected)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn what_is_written_is_read((bytes, expected) in random()) {
+            let header = super::super::parse(&mut &bytes[..]).unwrap();
+            let found: Vec<_> = header.tensors.iter().map(|t| (t.bytes, t.is_quantised)).collect();
+            prop_assert_eq!(found, expected);
+            prop_assert!(super::super::parse(&mut &bytes[..bytes.len() - 1]).is_err());
+        }
+
+        #[test]
+        fn damaged_files_take_no_memory(bytes in damaged(sample())) {
+            let (result, most) = peak(|| super::super::parse(&mut &bytes[..]));
+            // The longest name that is possible, in the worst of encodings.
+            prop_assert!(most < 512 << 10, "{most}");
+            if let Ok(header) = result {
+                let model = super::super::add(&[header]);
+                prop_assert!(model.bytes_per_token <= model.bytes);
+            }
+        }
+
+        #[test]
+        fn any_bytes(bytes in vec(any::<u8>(), 0..300)) {
+            let whole = [b"GGUF\x03\0\0\0", &bytes[..]].concat();
+            let (_, most) = peak(|| super::super::parse(&mut &whole[..]));
+            prop_assert!(most < 512 << 10, "{most}");
         }
     }
 

@@ -7,15 +7,14 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::data::Data;
+use super::data::{Data, UNIT as UNIT_LEN, Written};
 use super::queue::{Direction, Method, Queue};
 
 /// Largest request.
 pub const LARGEST: usize = 2 << 20;
 /// Deepest queue.
 pub const DEEPEST: usize = 32;
-/// What was written when is known by pieces of this size: that of the smallest request.
-const UNIT: u64 = 128 << 10;
+const UNIT: u64 = UNIT_LEN as u64;
 /// Left out at the start of each pattern.
 const WARM_UP: Duration = Duration::from_millis(60);
 
@@ -35,10 +34,10 @@ pub struct Bench {
     queue: Queue,
     data: Data,
     size: u64,
-    /// How often each unit was written; stamped into its blocks.
-    generations: Vec<u32>,
-    /// Which bytes each slot's buffer holds between the stamps: those of (phase, length).
-    held: Vec<Option<(u64, usize)>>,
+    /// What each unit holds.
+    written: Vec<Written>,
+    /// Whether each slot's buffer still holds what it was filled with.
+    is_filled: Vec<bool>,
     random: u64,
     is_direct: bool,
 }
@@ -62,8 +61,8 @@ impl Bench {
             queue,
             data: Data::new(seed),
             size,
-            generations: vec![0; size.div_ceil(UNIT) as usize],
-            held: vec![None; slots],
+            written: vec![Written::default(); size.div_ceil(UNIT) as usize],
+            is_filled: vec![false; slots],
             random: seed | 1,
             is_direct,
         };
@@ -82,7 +81,7 @@ impl Bench {
 
     /// The buffers hold something else now.
     pub fn forget_buffers(&mut self) {
-        self.held.fill(None);
+        self.is_filled.fill(false);
     }
 
     /// Writes the file from its start, until it is full or the time is over; what was not reached is cut off. Gives the
@@ -92,10 +91,11 @@ impl Bench {
     /// The disk's.
     pub fn lay_out(&mut self, time: Duration) -> io::Result<f64> {
         const LEN: u64 = 1 << 20;
-        let begin = Instant::now();
         let end = self.size / LEN * LEN;
         let (mut next, mut done) = (0, 0);
         let mut free: Vec<usize> = (0..9).collect();
+        self.fill(9);
+        let begin = Instant::now();
         while done < end {
             let is_over = next >= 16 * LEN && begin.elapsed() >= time;
             if next < end && !is_over && self.queue.in_flight() < 8 {
@@ -115,7 +115,7 @@ impl Bench {
         let seconds = begin.elapsed().as_secs_f64();
         self.queue.shrink(done);
         self.size = done;
-        self.generations.truncate((done / UNIT) as usize);
+        self.written.truncate((done / UNIT) as usize);
         self.queue.file().set_len(done)?;
         Ok(done as f64 / seconds)
     }
@@ -136,11 +136,14 @@ impl Bench {
         if depth == 0 {
             return Err(io::Error::other("the file is too small for that"));
         }
-        if pattern.direction == Direction::Read {
-            self.drop_cache()?;
+        match pattern.direction {
+            Direction::Read => self.drop_cache()?,
+            // Outside of what is timed: only the stamps change from write to write.
+            Direction::Write => self.fill(depth + 1),
         }
         let mut free: Vec<usize> = (0..=depth).rev().collect();
         let mut ready: VecDeque<(usize, u64)> = VecDeque::new();
+        let mut read: Option<usize> = None;
         let mut places_of = vec![None; self.queue.slots()];
         let mut cursor = 0;
         let window = time / windows.max(1) as u32;
@@ -160,7 +163,7 @@ impl Bench {
                 places_of[slot] = Some(at);
                 self.queue.start(slot, pattern.direction, at, pattern.len)?;
             }
-            // The next buffer is filled while the disk works.
+            // While the disk works, the next buffer is filled, and the last one is looked at: one slot more than run.
             if pattern.direction == Direction::Write
                 && ready.is_empty()
                 && let Some(slot) = free.pop()
@@ -170,15 +173,21 @@ impl Bench {
                 self.before(pattern, slot, at);
                 ready.push_back((slot, at));
             }
+            if let Some(slot) = read.take() {
+                if let Some(at) = places_of[slot].take() {
+                    self.after_read(slot, at, pattern.len)?;
+                }
+                free.push(slot);
+            }
             let slot = self.queue.wait()?;
             meter.add(len);
-            let at = places_of[slot].take();
-            if pattern.direction == Direction::Read
-                && let Some(at) = at
-            {
-                self.after_read(slot, at, pattern.len)?;
+            match pattern.direction {
+                Direction::Read => read = Some(slot),
+                Direction::Write => {
+                    places_of[slot] = None;
+                    free.push(slot);
+                }
             }
-            free.push(slot);
         }
         self.finish(pattern, &places_of)?;
         // A buffer that was filled and never written carries a generation that the file has not seen.
@@ -207,7 +216,7 @@ impl Bench {
                 && let Some(slot) = free.pop()
             {
                 places[slot] = next;
-                self.held[slot] = None;
+                self.is_filled[slot] = false;
                 self.queue
                     .start(slot, Direction::Read, next, LEN as usize)?;
                 next += LEN;
@@ -216,12 +225,10 @@ impl Bench {
             let slot = self.queue.wait()?;
             let at = places[slot];
             for from in (0..LEN).step_by(UNIT as usize) {
-                let generation = self.generations[((at + from) / UNIT) as usize];
+                let written = self.written[((at + from) / UNIT) as usize];
                 let buffer =
                     &self.queue.buffer(slot, LEN as usize)[from as usize..][..UNIT as usize];
-                self.data
-                    .check(at + from, generation, buffer)
-                    .map_err(wrong)?;
+                self.data.check(at + from, written, buffer).map_err(wrong)?;
             }
             free.push(slot);
         }
@@ -256,35 +263,42 @@ impl Bench {
 
     fn before(&mut self, pattern: Pattern, slot: usize, at: u64) {
         match pattern.direction {
-            Direction::Read => self.held[slot] = None,
+            Direction::Read => self.is_filled[slot] = false,
             Direction::Write => self.prepare(slot, at, pattern.len),
         }
     }
 
-    /// Fills a buffer with what is to be written there next.
-    fn prepare(&mut self, slot: usize, at: u64, len: usize) {
-        let phase = Data::phase(at);
-        let is_there = self.held[slot] == Some((phase, len));
-        let units = (at / UNIT) as usize..((at + len as u64) / UNIT) as usize;
-        let buffer = self.queue.buffer(slot, len);
-        if !is_there {
-            self.data.fill(at, 0, buffer);
-            self.held[slot] = Some((phase, len));
-        }
-        for (unit, piece) in units.zip(buffer.chunks_mut(UNIT as usize)) {
-            self.generations[unit] += 1;
-            self.data
-                .restamp(unit as u64 * UNIT, self.generations[unit], piece);
+    /// Fills the buffers of the first slots, in which nothing runs, as far as that was not done.
+    fn fill(&mut self, slots: usize) {
+        for slot in 0..slots {
+            if !std::mem::replace(&mut self.is_filled[slot], true) {
+                self.data.fill(slot, self.queue.buffer(slot, LARGEST));
+            }
         }
     }
 
-    fn after_read(&mut self, slot: usize, at: u64, len: usize) -> io::Result<()> {
-        let units = (at / UNIT) as usize..;
+    /// Makes a filled buffer what is to be written there next.
+    fn prepare(&mut self, slot: usize, at: u64, len: usize) {
+        let first = (at / UNIT) as usize;
         let buffer = self.queue.buffer(slot, len);
-        for (unit, piece) in units.zip(buffer.chunks(UNIT as usize)) {
+        for (n, piece) in buffer.chunks_mut(UNIT_LEN).enumerate() {
+            let written = &mut self.written[first + n];
+            written.generation += 1;
+            written.phase = Data::phase(slot, n);
             self.data
-                .check_stamps(unit as u64 * UNIT, self.generations[unit], piece)
-                .map_err(wrong)?;
+                .stamp(at + n as u64 * UNIT, written.generation, piece);
+        }
+    }
+
+    /// Whether a timed read brought what belongs there. Every byte is compared at the end.
+    fn after_read(&mut self, slot: usize, at: u64, len: usize) -> io::Result<()> {
+        let first = (at / UNIT) as usize;
+        let buffer = self.queue.buffer(slot, len);
+        for (n, piece) in buffer.chunks(UNIT_LEN).enumerate() {
+            let place = at + n as u64 * UNIT;
+            if !self.data.is_of(place, self.written[first + n], piece) {
+                return Err(wrong(place));
+            }
         }
         Ok(())
     }
@@ -444,7 +458,7 @@ mod tests {
         };
         // Long enough to come by every place.
         for _ in 0..200 {
-            if bench.generations[(8 << 20) / UNIT as usize] < 2 {
+            if bench.written[(8 << 20) / UNIT as usize].generation < 2 {
                 bench.measure(write, TIME, 1).unwrap();
             }
         }

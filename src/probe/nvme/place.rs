@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 use nix::sys::statvfs::statvfs;
 
-use crate::probe::pcie;
+use super::disk::Disk;
 
 /// A directory, looked at from outside.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,17 +18,13 @@ pub struct Place {
     pub source: String,
     /// Bytes that we may fill.
     pub free: u64,
-    /// Name of the block device.
-    pub device: Option<String>,
-    pub model: Option<String>,
-    /// Bytes per second that its PCIe link can carry at most.
-    pub link: Option<f64>,
-    pub rotates: bool,
+    /// What it lies on, if that is a block device of this machine.
+    pub disk: Option<Disk>,
 }
 
 /// What kind of file system it is, for those that do not lie on a disk of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+enum Kind {
     Local,
     Network,
     Memory,
@@ -36,7 +32,7 @@ pub enum Kind {
 }
 
 /// By the type's name.
-pub fn kind(file_system: &str) -> Kind {
+fn kind(file_system: &str) -> Kind {
     let network = [
         "nfs",
         "nfs4",
@@ -63,8 +59,8 @@ pub fn kind(file_system: &str) -> Kind {
     }
 }
 
-/// What is wrong with spilling there, whatever its speed.
-pub fn warning(file_system: &str) -> Option<String> {
+/// What is wrong with spilling to such a file system.
+fn warning(file_system: &str) -> Option<String> {
     Some(match kind(file_system) {
         Kind::Local => return None,
         Kind::Network => format!(
@@ -90,25 +86,34 @@ impl Place {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let full = fs::canonicalize(dir)?;
         let (file_system, source) = mount(&mounts, &full).unwrap_or_default();
-        let mut place = Place {
+        // File systems over several devices have numbers of their own; their source may be a device all the same.
+        let find = |device| Disk::find(Path::new("/sys"), (major(device), minor(device)));
+        let disk = find(metadata.dev()).or_else(|| {
+            let device = fs::metadata(&source).ok();
+            find(device.filter(|_| source.starts_with("/dev/"))?.rdev())
+        });
+        Ok(Place {
             file_system,
             source,
             free: space.blocks_available() as u64 * space.fragment_size() as u64,
-            ..Place::default()
-        };
-        if let Some(device) = block_device(metadata.dev(), &place.source) {
-            place.device = device.file_name().map(|n| n.to_string_lossy().into_owned());
-            let read = |name: &str| fs::read_to_string(device.join(name)).ok();
-            place.model = read("device/model").map(|m| m.trim().to_string());
-            // What virtual disks say of that means nothing.
-            let is_virtual = ["vd", "xvd", "loop"]
-                .iter()
-                .any(|v| place.device.as_ref().is_some_and(|d| d.starts_with(v)));
-            place.rotates =
-                !is_virtual && read("queue/rotational").is_some_and(|r| r.trim() == "1");
-            place.link = pcie::of_sysfs(&device.join("device/device")).map(|link| link.rate());
-        }
-        Ok(place)
+            disk,
+        })
+    }
+}
+
+impl Place {
+    /// File system and source in one.
+    pub fn mounted(&self) -> String {
+        format!("{} on {}", self.file_system, self.source)
+    }
+
+    /// What is wrong with spilling there, whatever its speed.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_disk = self.disk.iter().flat_map(Disk::warnings);
+        warning(&self.file_system)
+            .into_iter()
+            .chain(of_disk)
+            .collect()
     }
 }
 
@@ -133,25 +138,6 @@ fn unescape(text: &str) -> String {
     text.replace("\\040", " ")
         .replace("\\011", "\t")
         .replace("\\134", "\\")
-}
-
-/// The whole disk's directory in `/sys`.
-fn block_device(device: u64, source: &str) -> Option<PathBuf> {
-    let of = |device: u64| {
-        let path = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-        fs::canonicalize(path).ok()
-    };
-    // File systems over several devices have numbers of their own; their source may be a device all the same.
-    let path = of(device).or_else(|| {
-        of(fs::metadata(source)
-            .ok()
-            .filter(|_| source.starts_with("/dev/"))?
-            .rdev())
-    })?;
-    if path.join("partition").exists() {
-        return path.parent().map(Path::to_path_buf);
-    }
-    Some(path)
 }
 
 #[cfg(test)]

@@ -245,14 +245,16 @@ impl Engine {
                 if let Some(next) = ended.pop_front() {
                     return Ok(next);
                 }
-                match ring.submit_and_wait(1) {
-                    Err(e) if e.raw_os_error() != Some(libc::EINTR) => return Err(e),
-                    _ => {}
-                }
                 ended.extend(
                     ring.completion()
                         .map(|entry| (entry.user_data() as usize, entry.result())),
                 );
+                if ended.is_empty()
+                    && let Err(e) = ring.submit_and_wait(1)
+                    && e.raw_os_error() != Some(libc::EINTR)
+                {
+                    return Err(e);
+                }
             },
             Engine::Threads(pool) => pool.ended.recv().map_err(io::Error::other),
         }

@@ -77,6 +77,34 @@ fn unlinked(dir: &Path) -> io::Result<File> {
     made
 }
 
+/// Which part of the file's first `size` bytes lies in the page cache; `None` where that cannot be asked.
+pub fn cached(file: &File, size: u64) -> Option<f64> {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    let length = usize::try_from(size).ok().filter(|length| *length > 0)?;
+    let mut pages = vec![0u8; length.div_ceil(usize::try_from(page).ok()?)];
+    // SAFETY: a fresh mapping of a descriptor of ours, which nobody reads through and which goes again below; `pages` has
+    // one byte for each of its pages.
+    let code = unsafe {
+        let (access, fd) = (libc::PROT_READ, file.as_raw_fd());
+        let start = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            access,
+            libc::MAP_SHARED,
+            fd,
+            0,
+        );
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let code = libc::mincore(start, length, pages.as_mut_ptr());
+        libc::munmap(start, length);
+        code
+    };
+    let there = pages.iter().filter(|page| **page & 1 != 0).count();
+    (code == 0).then(|| there as f64 / pages.len() as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
@@ -94,5 +122,26 @@ mod tests {
         assert_eq!(file.metadata().unwrap().nlink(), 0);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(create(Path::new("/proc/self"), 1 << 20).is_err());
+    }
+
+    #[test]
+    fn what_the_page_cache_holds() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (file, is_direct) = create(dir.path(), 4 << 20).unwrap();
+        let local = crate::probe::nvme::place::Place::look(dir.path()).unwrap();
+        // Where a file system honours it; one in RAM does not.
+        if is_direct && local.disk.is_some() {
+            let area = crate::probe::area::Area::new(4 << 20, true).unwrap();
+            let bytes = area.words().as_ptr().cast::<u8>();
+            // SAFETY: the area's own bytes, which nobody writes.
+            let bytes = unsafe { std::slice::from_raw_parts(bytes, 4 << 20) };
+            file.write_all_at(bytes, 0).unwrap();
+            assert!(cached(&file, 4 << 20).unwrap() < 0.1);
+        }
+        let file = unlinked(dir.path()).unwrap();
+        file.write_all_at(&[1; 4 << 20], 0).unwrap();
+        assert_eq!(cached(&file, 4 << 20), Some(1.0));
+        assert_eq!(cached(&file, 0), None);
     }
 }

@@ -139,6 +139,7 @@ functions! {
     fn cuMemAllocManaged(address: Out<u64>, size: usize, flags: u32);
     fn cuModuleUnload(module: usize);
     fn cuModuleGetGlobal_v2(address: Out<u64>, size: Out<usize>, module: usize, name: *const c_char);
+    fn cuLibraryGetKernel(kernel: Out<usize>, library: usize, name: *const c_char);
     fn cuLibraryLoadData(library: Out<usize>, code: *const c_char, jit: usize, jit_values: usize, jit_count: u32,
         options: usize, values: usize, count: u32);
     fn cuLibraryGetGlobal(address: Out<u64>, size: Out<usize>, library: usize, name: *const c_char);
@@ -236,6 +237,7 @@ functions! {
     fn cuStreamSynchronize(stream: usize);
     fn cuStreamQuery(stream: usize);
     fn cuStreamWaitEvent(stream: usize, event: usize, flags: u32);
+    fn cuStreamWriteValue32_v2(stream: usize, at: u64, value: u32, flags: u32);
     fn cuStreamIsCapturing(stream: usize, status: Out<i32>);
     fn cuStreamBeginCapture_v2(stream: usize, mode: i32);
     fn cuStreamEndCapture(stream: usize, graph: Out<usize>);
@@ -269,6 +271,19 @@ functions! {
     fn cuGraphExecMemsetNodeSetParams(exec: usize, node: usize, params: &CUDA_MEMSET_NODE_PARAMS, context: usize);
     fn cuGraphExecUpdate(exec: usize, graph: usize, node: Out<usize>, result: Out<i32>);
     fn cuGraphExecUpdate_v2(exec: usize, graph: usize, info: Out<[u64; 3]>);
+    fn cuGraphGetNodes(graph: usize, nodes: *mut usize, count: &mut usize);
+    fn cuGraphGetEdges(graph: usize, from: *mut usize, to: *mut usize, count: &mut usize);
+    fn cuGraphGetEdges_v2(graph: usize, from: *mut usize, to: *mut usize, data: *mut u64, count: &mut usize);
+    fn cuGraphClone(clone: Out<usize>, graph: usize);
+    fn cuGraphNodeFindInClone(found: Out<usize>, node: usize, clone: usize);
+    fn cuGraphKernelNodeGetParams_v2(node: usize, params: &mut CUDA_KERNEL_NODE_PARAMS);
+    fn cuGraphMemcpyNodeGetParams(node: usize, params: &mut CUDA_MEMCPY3D);
+    fn cuGraphMemsetNodeGetParams(node: usize, params: &mut CUDA_MEMSET_NODE_PARAMS);
+    fn cuGraphBatchMemOpNodeGetParams(node: usize, params: &mut CUDA_BATCH_MEM_OP_NODE_PARAMS);
+    fn cuGraphMemcpyNodeSetParams(node: usize, params: &CUDA_MEMCPY3D);
+    fn cuGraphNodeSetEnabled(exec: usize, node: usize, on: u32);
+    fn cuGraphNodeGetEnabled(exec: usize, node: usize, on: Out<u32>);
+    fn cuKernelGetParamInfo(kernel: usize, index: usize, offset: Out<usize>, size: Out<usize>);
     fn cuDeviceGetGraphMemAttribute(device: i32, attribute: i32, value: Out<u64>);
     fn cuDeviceSetGraphMemAttribute(device: i32, attribute: i32, value: In<u64>);
     fn cuDeviceGraphMemTrim(device: i32);

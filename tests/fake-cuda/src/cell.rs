@@ -3,7 +3,11 @@ use core::ffi::c_uint;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use greenboost_abi::{CUDA_ERROR_INVALID_VALUE, CUresult};
+use greenboost_abi::{
+    CU_STREAM_MEM_OP_WAIT_VALUE_32, CU_STREAM_MEM_OP_WAIT_VALUE_64,
+    CU_STREAM_MEM_OP_WRITE_VALUE_32, CU_STREAM_MEM_OP_WRITE_VALUE_64, CUDA_ERROR_INVALID_VALUE,
+    CUresult, CUstreamBatchMemOpParams,
+};
 
 use crate::abi::{In, Res};
 use crate::gate::Flavour;
@@ -22,6 +26,24 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
+    /// As `cuGraphBatchMemOpNodeGetParams` tells it.
+    pub(crate) fn told(&self, waits: bool) -> CUstreamBatchMemOpParams {
+        let kind = match (waits, self.wide) {
+            (true, false) => CU_STREAM_MEM_OP_WAIT_VALUE_32,
+            (false, false) => CU_STREAM_MEM_OP_WRITE_VALUE_32,
+            (true, true) => CU_STREAM_MEM_OP_WAIT_VALUE_64,
+            (false, true) => CU_STREAM_MEM_OP_WRITE_VALUE_64,
+        };
+        [
+            u64::from(kind),
+            self.va,
+            self.value,
+            u64::from(self.test),
+            0,
+            0,
+        ]
+    }
+
     fn size(&self) -> u64 {
         if self.wide { 8 } else { 4 }
     }

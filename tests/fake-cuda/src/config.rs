@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub pool_granule: u64,
     /// What NVML says that a device sends and receives over PCIe, KB/s.
     pub traffic: (u32, u32),
+    /// What NVML gives as reasons for lower clocks.
+    pub throttle: u64,
 }
 
 /// What NVML says of the PCIe link.
@@ -219,6 +221,7 @@ fn read() -> Config {
                 Some((sent.trim().parse().ok()?, received.trim().parse().ok()?))
             })
             .unwrap_or_default(),
+        throttle: number("FAKE_CUDA_THROTTLE").unwrap_or(0),
     }
 }
 

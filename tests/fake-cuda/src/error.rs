@@ -17,7 +17,6 @@ pub(crate) const UNMATCHED: CUresult = 903;
 pub(crate) const UNJOINED: CUresult = 904;
 pub(crate) const ISOLATION: CUresult = 905;
 pub(crate) const CAPTURED_EVENT: CUresult = 907;
-pub(crate) const GRAPH_EXEC_UPDATE_FAILURE: CUresult = 910;
 
 /// Code, name, meaning; both strings end with a zero.
 const RESULTS: &[(CUresult, &str, &str)] = &[
@@ -193,7 +192,7 @@ const RESULTS: &[(CUresult, &str, &str)] = &[
         "the capture was begun by another thread\0",
     ),
     (
-        GRAPH_EXEC_UPDATE_FAILURE,
+        CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE,
         "CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE\0",
         "the graph update was not possible\0",
     ),

@@ -1,12 +1,12 @@
 //! Graphs: nodes that a capture recorded or the program made, and their replay as one operation in a stream.
-use core::ffi::{c_int, c_uint, c_void};
+use core::ffi::{c_int, c_uint};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use greenboost_abi::*;
 
 use crate::abi::{In, Out, Res};
 use crate::capture::Node;
-use crate::error::GRAPH_EXEC_UPDATE_FAILURE;
 use crate::gate::Flavour;
 use crate::misuse::misuse;
 use crate::queue::Dep;
@@ -25,8 +25,24 @@ pub(crate) struct Exec {
     pub place: Vec<usize>,
     pub graph: usize,
     pub flags: u64,
+    /// Nodes that do nothing now, by their place.
+    pub off: BTreeSet<usize>,
     /// Its launches wait for each other, whatever their streams.
     pub last: Option<Dep>,
+}
+
+impl Exec {
+    /// Its nodes; those that are off do nothing.
+    fn to_run(&self) -> Arc<Vec<Node>> {
+        if self.off.is_empty() {
+            return self.nodes.clone();
+        }
+        let mut nodes = Vec::clone(&self.nodes);
+        for at in &self.off {
+            (nodes[*at].work, nodes[*at].ranges) = (Work::Nothing, Vec::new());
+        }
+        Arc::new(nodes)
+    }
 }
 
 impl World {
@@ -107,6 +123,7 @@ fn instantiate(out: Out<usize>, graph: usize, flags: u64, stream: Option<u64>) -
         place,
         graph,
         flags,
+        off: BTreeSet::new(),
         last: None,
     };
     w.execs.insert(handle, exec);
@@ -133,7 +150,7 @@ fn instantiate_in(
 fn launch(exec: usize, stream: usize, flavour: Flavour) -> Res {
     let mut w = world();
     let sid = w.stream(stream, flavour)?;
-    let nodes = w.exec(exec)?.nodes.clone();
+    let nodes = w.exec(exec)?.to_run();
     if w.streams[&sid].capture.is_some() {
         // A captured launch is a child graph.
         if nodes.iter().any(Node::is_memory) {
@@ -176,20 +193,57 @@ pub(crate) fn ranges(nodes: &[Node]) -> Vec<crate::queue::Range> {
         .collect()
 }
 
-fn update(exec: usize, graph: usize) -> Res {
+/// Why an update is refused, and because of which node of the new graph (0: none in particular).
+struct Refusal {
+    result: CUgraphExecUpdateResult,
+    node: usize,
+    code: CUresult,
+}
+
+impl From<CUresult> for Refusal {
+    fn from(code: CUresult) -> Refusal {
+        Refusal {
+            result: CU_GRAPH_EXEC_UPDATE_ERROR,
+            node: 0,
+            code,
+        }
+    }
+}
+
+fn update(exec: usize, graph: usize) -> Result<(), Refusal> {
+    let refused = |result, node| Refusal {
+        result,
+        node,
+        code: CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE,
+    };
     let mut w = world();
     let (nodes, place) = ordered(w.graph(graph)?)?;
     let old = w.exec(exec)?;
-    let alike = old.nodes.len() == nodes.len()
-        && old.place == place
-        && old.nodes.iter().zip(&nodes).all(|(a, b)| {
-            node_type(&a.work) == node_type(&b.work)
-                && a.after == b.after
-                && crate::node::may_become(&a.work, &b.work)
-        });
+    let pairs = || old.nodes.iter().zip(&nodes);
+    if old.nodes.len() != nodes.len()
+        || old.place != place
+        || pairs().any(|(a, b)| a.after != b.after)
+    {
+        return Err(refused(CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED, 0));
+    }
+    let handle = |at: usize| {
+        let index = place.iter().position(|p| *p == at);
+        index.map_or(0, |i| node_handle(graph, i))
+    };
+    for (at, (a, b)) in pairs().enumerate() {
+        if node_type(&a.work) != node_type(&b.work) {
+            let why = CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED;
+            return Err(refused(why, handle(at)));
+        }
+        if !crate::node::may_become(&a.work, &b.work) {
+            let why = CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
+            return Err(refused(why, handle(at)));
+        }
+    }
     // Allocations belong to the graph that was instantiated: a graph that has some is not taken (not measured).
-    if !alike || nodes.iter().any(Node::is_memory) {
-        return Err(GRAPH_EXEC_UPDATE_FAILURE);
+    if let Some(at) = nodes.iter().position(Node::is_memory) {
+        let why = CU_GRAPH_EXEC_UPDATE_ERROR_NOT_SUPPORTED;
+        return Err(refused(why, handle(at)));
     }
     if let Some(exec) = w.execs.get_mut(&exec) {
         exec.nodes = Arc::new(nodes);
@@ -246,25 +300,6 @@ fn join(graph: usize, from: Vec<usize>, to: Vec<usize>) -> Res {
     Ok(())
 }
 
-/// `CUDA_GRAPH_INSTANTIATE_PARAMS`
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct InstantiateParams {
-    flags: u64,
-    hUploadStream: *mut c_void,
-    hErrNode_out: *mut c_void,
-    result_out: c_int,
-}
-
-/// `CUgraphExecUpdateResultInfo`
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct UpdateInfo {
-    result: c_int,
-    node: usize,
-    from: usize,
-}
-
 api! {
     Init cuGraphCreate { 10000 cuGraphCreate Legacy } (graph: Out<usize>, flags: c_uint) |_f| {
         if flags != 0 {
@@ -279,6 +314,9 @@ api! {
         let mut w = world();
         w.graph(graph)?;
         w.graphs.remove(&graph);
+        w.clones.remove(&graph);
+        let children: Vec<usize> = w.children.extract_if(.., |(parent, _), _| *parent == graph).map(|(_, child)| child).collect();
+        children.iter().for_each(|child| drop(w.graphs.remove(child)));
         w.forget_graph(graph);
         Ok(())
     }
@@ -300,7 +338,7 @@ api! {
     Context cuGraphInstantiateWithParams {
         12000 cuGraphInstantiateWithParams Legacy,
         12000 cuGraphInstantiateWithParams_ptsz PerThread,
-    } (exec: Out<usize>, graph: usize, params: Out<InstantiateParams>) |f| {
+    } (exec: Out<usize>, graph: usize, params: Out<CUDA_GRAPH_INSTANTIATE_PARAMS>) |f| {
         let mut p = params.get()?;
         let stream = (p.flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD != 0).then_some(p.hUploadStream as usize);
         instantiate_in(exec, graph, p.flags, stream, f)?;
@@ -329,15 +367,19 @@ api! {
         Ok(())
     }
     Init cuGraphExecUpdate { 10020 cuGraphExecUpdate Legacy } (exec: usize, graph: usize, node: Out<usize>, result: Out<c_int>) |_f| {
-        node.maybe(0);
         let outcome = update(exec, graph);
-        result.maybe(c_int::from(outcome.is_err()));
-        outcome
+        node.maybe(outcome.as_ref().err().map_or(0, |r| r.node));
+        result.maybe(outcome.as_ref().err().map_or(CU_GRAPH_EXEC_UPDATE_SUCCESS, |r| r.result));
+        outcome.map_err(|r| r.code)
     }
-    Init cuGraphExecUpdate { 12000 cuGraphExecUpdate_v2 Legacy } (exec: usize, graph: usize, info: Out<UpdateInfo>) |_f| {
+    Init cuGraphExecUpdate { 12000 cuGraphExecUpdate_v2 Legacy } (exec: usize, graph: usize, info: Out<CUgraphExecUpdateResultInfo>) |_f| {
         let outcome = update(exec, graph);
-        info.maybe(UpdateInfo { result: c_int::from(outcome.is_err()), node: 0, from: 0 });
-        outcome
+        info.maybe(CUgraphExecUpdateResultInfo {
+            result: outcome.as_ref().err().map_or(CU_GRAPH_EXEC_UPDATE_SUCCESS, |r| r.result),
+            errorNode: outcome.as_ref().err().map_or(0, |r| r.node) as CUgraphNode,
+            errorFromNode: std::ptr::null_mut(),
+        });
+        outcome.map_err(|r| r.code)
     }
     Init cuGraphAddDependencies { 10000 cuGraphAddDependencies Legacy } (graph: usize, from: In<usize>, to: In<usize>, count: usize) |_f| {
         join(graph, from.many(count)?, to.many(count)?)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use greenboost_abi::{
     CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END,
     CUDA_ERROR_INVALID_HANDLE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED,
-    CUDA_KERNEL_NODE_PARAMS_v1, CUlaunchConfig,
+    CUDA_KERNEL_NODE_PARAMS, CUDA_KERNEL_NODE_PARAMS_v1, CUfunction, CUlaunchConfig,
 };
 
 use crate::abi::{In, Res};
@@ -21,6 +21,11 @@ use crate::world::{World, world};
 pub(crate) struct Launch {
     builtin: &'static Builtin,
     args: Vec<u64>,
+    /// What it was made from, for who asks: the handle, and every argument in full.
+    handle: usize,
+    shape: Shape,
+    _arguments: Vec<Vec<u8>>,
+    pointers: Vec<usize>,
 }
 
 impl Launch {
@@ -30,6 +35,30 @@ impl Launch {
 
     pub(crate) fn run(&self, site: &Site) -> Result<(), Fault> {
         self.builtin.run(site, &self.args)
+    }
+
+    /// As `cuGraphKernelNodeGetParams` tells it; the pointers are good while the launch is.
+    pub(crate) fn told(&self, w: &World) -> CUDA_KERNEL_NODE_PARAMS {
+        let kernel = w.kernels.contains_key(&self.handle);
+        let either = |is: bool| if is { self.handle } else { 0 };
+        let ([gridDimX, gridDimY, gridDimZ], [blockDimX, blockDimY, blockDimZ]) =
+            (self.shape.grid, self.shape.block);
+        CUDA_KERNEL_NODE_PARAMS {
+            v1: CUDA_KERNEL_NODE_PARAMS_v1 {
+                func: either(!kernel) as CUfunction,
+                gridDimX,
+                gridDimY,
+                gridDimZ,
+                blockDimX,
+                blockDimY,
+                blockDimZ,
+                sharedMemBytes: self.shape.shared,
+                kernelParams: self.pointers.as_ptr().cast_mut().cast(),
+                extra: std::ptr::null_mut(),
+            },
+            kern: either(kernel) as *mut c_void,
+            ctx: std::ptr::null_mut(),
+        }
     }
 
     /// What the launch names: every range that an argument reaches, and at least its first byte.
@@ -43,7 +72,7 @@ impl Launch {
 }
 
 /// `kernelParams`: one pointer per parameter.
-fn from_pointers(params: &[Param], pointers: *const *const c_void) -> Res<Vec<u64>> {
+fn from_pointers(params: &[Param], pointers: *const *const c_void) -> Res<Vec<Vec<u8>>> {
     let value = |(i, param): (usize, &Param)| {
         // SAFETY: the caller vouches for one pointer per parameter, and for what each points to.
         unsafe {
@@ -51,7 +80,7 @@ fn from_pointers(params: &[Param], pointers: *const *const c_void) -> Res<Vec<u6
             if at.is_null() {
                 Err(CUDA_ERROR_INVALID_VALUE)
             } else {
-                Ok(word(at.cast(), param.size))
+                Ok(bytes(at.cast(), param.size))
             }
         }
     };
@@ -59,7 +88,7 @@ fn from_pointers(params: &[Param], pointers: *const *const c_void) -> Res<Vec<u6
 }
 
 /// `extra`: a list of keys and values that names one buffer.
-fn from_buffer(params: &[Param], extra: *const *const c_void) -> Res<Vec<u64>> {
+fn from_buffer(params: &[Param], extra: *const *const c_void) -> Res<Vec<Vec<u8>>> {
     let (mut buffer, mut size) = (std::ptr::null::<u8>(), 0usize);
     let mut at = 0;
     loop {
@@ -93,21 +122,28 @@ fn from_buffer(params: &[Param], extra: *const *const c_void) -> Res<Vec<u64>> {
     // SAFETY: the buffer is as long as its size says, which covers every parameter.
     Ok(params
         .iter()
-        .map(|p| unsafe { word(buffer.add(p.offset), p.size) })
+        .map(|p| unsafe { bytes(buffer.add(p.offset), p.size) })
         .collect())
 }
 
-/// The first eight bytes of an argument, or all of a shorter one.
+/// An argument.
 ///
 /// # Safety
 /// `size` bytes at `at` must be readable.
-unsafe fn word(at: *const u8, size: usize) -> u64 {
-    let mut bytes = [0; 8];
+unsafe fn bytes(at: *const u8, size: usize) -> Vec<u8> {
     // SAFETY: promised by the caller.
-    unsafe { std::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), size.min(8)) };
-    u64::from_le_bytes(bytes)
+    unsafe { std::slice::from_raw_parts(at, size) }.to_vec()
 }
 
+/// The first eight bytes of an argument, or all of a shorter one.
+fn word(argument: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    let size = argument.len().min(8);
+    word[..size].copy_from_slice(&argument[..size]);
+    u64::from_le_bytes(word)
+}
+
+#[derive(Clone, Copy)]
 struct Shape {
     grid: [c_uint; 3],
     block: [c_uint; 3],
@@ -141,13 +177,14 @@ fn build(
     if !bounded || threads == 0 || shape.grid.contains(&0) || shape.shared > 232_448 {
         return Err(CUDA_ERROR_INVALID_VALUE);
     }
-    let args = match (arguments.pointers.is_null(), arguments.extra.is_null()) {
+    let arguments = match (arguments.pointers.is_null(), arguments.extra.is_null()) {
         (false, false) => return Err(CUDA_ERROR_INVALID_VALUE),
         (false, true) => from_pointers(&function.params, arguments.pointers)?,
         (true, false) => from_buffer(&function.params, arguments.extra)?,
         (true, true) if function.params.is_empty() => Vec::new(),
         (true, true) => return Err(CUDA_ERROR_INVALID_VALUE),
     };
+    let args: Vec<u64> = arguments.iter().map(|a| word(a)).collect();
     let Some(builtin) = kernel::find(&function.name).filter(|b| b.params == args.len()) else {
         misuse!(
             "launch of {} with {} parameters, which is not built in",
@@ -156,7 +193,15 @@ fn build(
         );
         return Err(CUDA_ERROR_NOT_SUPPORTED);
     };
-    Ok(Launch { builtin, args })
+    let pointers = arguments.iter().map(|a| a.as_ptr() as usize).collect();
+    Ok(Launch {
+        builtin,
+        args,
+        handle,
+        shape: *shape,
+        _arguments: arguments,
+        pointers,
+    })
 }
 
 /// The launch that a kernel node makes.

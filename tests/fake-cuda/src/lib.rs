@@ -50,6 +50,7 @@ mod memset;
 mod misuse;
 mod module;
 mod node;
+mod node_params;
 mod nvml;
 mod phys;
 mod pointer;

@@ -31,6 +31,18 @@ impl Fill {
         self.height == 1
     }
 
+    /// As `cuGraphMemsetNodeGetParams` tells it.
+    pub(crate) fn told(&self) -> CUDA_MEMSET_NODE_PARAMS {
+        CUDA_MEMSET_NODE_PARAMS {
+            dst: self.va,
+            pitch: self.pitch as usize,
+            value: self.value,
+            elementSize: self.element as u32,
+            width: self.width as usize,
+            height: self.height as usize,
+        }
+    }
+
     fn row(&self) -> u64 {
         self.width * self.element
     }

@@ -246,7 +246,10 @@ api! {
         name.set(world().function(function)?.c_name.as_ptr().cast())
     }
     Context cuFuncGetParamInfo { 12040 cuFuncGetParamInfo Legacy } (function: usize, index: usize, offset: Out<usize>, size: Out<usize>) |_f| {
-        param(&world().function(function)?.params, index, offset, size)
+        // A kernel is none here, though it may be launched as one.
+        let w = world();
+        let known = w.functions.get(&function).ok_or(CUDA_ERROR_INVALID_HANDLE)?;
+        param(&known.params, index, offset, size)
     }
     Context cuFuncIsLoaded { 12040 cuFuncIsLoaded Legacy } (state: Out<c_int>, function: usize) |_f| {
         world().function(function)?;

@@ -60,14 +60,24 @@ impl Spot {
     }
 }
 
-fn kernel(w: &mut World, ctx: usize, p: CUDA_KERNEL_NODE_PARAMS_v1) -> Res<Made> {
+pub(crate) fn kernel(w: &mut World, ctx: usize, p: CUDA_KERNEL_NODE_PARAMS_v1) -> Res<Made> {
     let ctx = if ctx == 0 { w.here()? } else { ctx };
     let launch = launch::node(w, ctx, &p)?;
     let (name, ranges) = (launch.name(), launch.ranges());
     Ok((name, Work::Launch(Arc::new(launch)), ranges))
 }
 
-fn memcpy(w: &mut World, ctx: usize, p: Memcpy3D) -> Res<Made> {
+/// A kernel that is named in its own field takes the function's place.
+pub(crate) fn either(p: CUDA_KERNEL_NODE_PARAMS) -> CUDA_KERNEL_NODE_PARAMS_v1 {
+    let func = if p.v1.func.is_null() {
+        p.kern.cast()
+    } else {
+        p.v1.func
+    };
+    CUDA_KERNEL_NODE_PARAMS_v1 { func, ..p.v1 }
+}
+
+pub(crate) fn memcpy(w: &mut World, ctx: usize, p: Memcpy3D) -> Res<Made> {
     w.sound(ctx)?;
     let (dst, src, shape) = area::sides(p, false)?;
     let copy = copy::node(w, dst, src, shape)?;
@@ -75,7 +85,7 @@ fn memcpy(w: &mut World, ctx: usize, p: Memcpy3D) -> Res<Made> {
     Ok(("memcpy node", Work::Copy(Arc::new(copy)), ranges))
 }
 
-fn memset(w: &mut World, ctx: usize, p: CUDA_MEMSET_NODE_PARAMS) -> Res<Made> {
+pub(crate) fn memset(w: &mut World, ctx: usize, p: CUDA_MEMSET_NODE_PARAMS) -> Res<Made> {
     w.sound(ctx)?;
     let (fill, len) = memset::node(w, &p)?;
     Ok((
@@ -85,7 +95,7 @@ fn memset(w: &mut World, ctx: usize, p: CUDA_MEMSET_NODE_PARAMS) -> Res<Made> {
     ))
 }
 
-fn host(p: CUDA_HOST_NODE_PARAMS) -> Res<Made> {
+pub(crate) fn host(p: CUDA_HOST_NODE_PARAMS) -> Res<Made> {
     let call = p.r#fn.ok_or(CUDA_ERROR_INVALID_VALUE)?;
     let user = p.userData as usize;
     Ok(("host node", Work::Host { call, user }, Vec::new()))
@@ -108,12 +118,12 @@ fn child(w: &mut World, parent: usize, graph: usize) -> Res<Made> {
     Ok(("child graph", Work::Graph(Arc::new(nodes)), named))
 }
 
-fn record(w: &World, event: usize) -> Res<Made> {
+pub(crate) fn record(w: &World, event: usize) -> Res<Made> {
     w.event(event)?;
     Ok(("event record node", Work::Record(event), Vec::new()))
 }
 
-fn wait(w: &World, event: usize) -> Res<Made> {
+pub(crate) fn wait(w: &World, event: usize) -> Res<Made> {
     w.event(event)?;
     Ok(("event wait node", Work::WaitFor(event), Vec::new()))
 }
@@ -133,7 +143,7 @@ pub(crate) fn may_become(old: &Work, new: &Work) -> bool {
 }
 
 /// Gives a node of an executable graph new operands. Launches that are under way keep the old ones.
-fn set(exec: usize, node: usize, make: impl FnOnce(&mut World) -> Res<Made>) -> Res {
+pub(crate) fn set(exec: usize, node: usize, make: impl FnOnce(&mut World) -> Res<Made>) -> Res {
     let mut w = world();
     let (graph, index) = node_of(node);
     let old = w.exec(exec)?;
@@ -162,7 +172,7 @@ fn any(out: Out<usize>, spot: Spot, params: Out<CUgraphNodeParams>) -> Res {
         match p.type_ {
             CU_GRAPH_NODE_TYPE_KERNEL => {
                 let ctx = p.of.kernel.ctx as usize;
-                spot.add(out, |w| kernel(w, ctx, p.of.kernel.v1))
+                spot.add(out, |w| kernel(w, ctx, either(p.of.kernel)))
             }
             CU_GRAPH_NODE_TYPE_MEMCPY => {
                 let (ctx, copy) = (p.of.memcpy.copyCtx as usize, p.of.memcpy.copyParams);
@@ -191,7 +201,7 @@ fn any(out: Out<usize>, spot: Spot, params: Out<CUgraphNodeParams>) -> Res {
 }
 
 /// The same struct under its two names.
-fn boxes(p: CUDA_MEMCPY3D) -> Memcpy3D {
+pub(crate) fn boxes(p: CUDA_MEMCPY3D) -> Memcpy3D {
     // SAFETY: both are `CUDA_MEMCPY3D` of `cuda.h`, field by field.
     unsafe { std::mem::transmute::<CUDA_MEMCPY3D, Memcpy3D>(p) }
 }
@@ -203,7 +213,7 @@ api! {
     }
     Context cuGraphAddKernelNode { 12000 cuGraphAddKernelNode_v2 Legacy } (out: Out<usize>, graph: usize, after: In<usize>, count: usize, p: In<CUDA_KERNEL_NODE_PARAMS>) |_f| {
         let p = p.get()?;
-        Spot { graph, after, count }.add(out, |w| kernel(w, p.ctx as usize, p.v1))
+        Spot { graph, after, count }.add(out, |w| kernel(w, p.ctx as usize, either(p)))
     }
     Init cuGraphAddMemcpyNode { 10000 cuGraphAddMemcpyNode Legacy } (out: Out<usize>, graph: usize, after: In<usize>, count: usize, p: In<Memcpy3D>, ctx: usize) |_f| {
         let p = p.get()?;
@@ -250,7 +260,7 @@ api! {
     }
     Context cuGraphExecKernelNodeSetParams { 12000 cuGraphExecKernelNodeSetParams_v2 Legacy } (exec: usize, node: usize, p: In<CUDA_KERNEL_NODE_PARAMS>) |_f| {
         let p = p.get()?;
-        set(exec, node, |w| kernel(w, p.ctx as usize, p.v1))
+        set(exec, node, |w| kernel(w, p.ctx as usize, either(p)))
     }
     Init cuGraphExecMemcpyNodeSetParams { 10020 cuGraphExecMemcpyNodeSetParams Legacy } (exec: usize, node: usize, p: In<Memcpy3D>, ctx: usize) |_f| {
         let p = p.get()?;

@@ -283,7 +283,7 @@ nvml! {
     }
     nvmlDeviceGetCurrentClocksThrottleReasons true (handle: usize, out: Out<c_ulonglong>) {
         check(handle)?;
-        arg(out.set(0))
+        arg(out.set(config().throttle))
     }
     nvmlDeviceGetPcieThroughput true (handle: usize, counter: c_uint, out: Out<c_uint>) {
         check(handle)?;

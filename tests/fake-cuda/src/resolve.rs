@@ -34,6 +34,7 @@ static ROOMS: &[&[Symbol]] = &[
     crate::memset::SYMBOLS,
     crate::module::SYMBOLS,
     crate::node::SYMBOLS,
+    crate::node_params::SYMBOLS,
     crate::pointer::SYMBOLS,
     crate::pool::SYMBOLS,
     crate::pool_share::SYMBOLS,

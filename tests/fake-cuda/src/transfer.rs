@@ -1,6 +1,9 @@
 //! Copies, as they run: rows of bytes from one place to another.
+use core::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use greenboost_abi::{CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST, CUDA_MEMCPY3D};
 
 use crate::config::config;
 use crate::phys::Place;
@@ -105,6 +108,44 @@ impl Copy {
             height,
             depth,
             behind,
+        }
+    }
+
+    /// As `cuGraphMemcpyNodeGetParams` tells it.
+    pub(crate) fn told(&self) -> CUDA_MEMCPY3D {
+        let end = |plane: &Plane| match &plane.side {
+            Side::Device { va, .. } => (CU_MEMORYTYPE_DEVICE, 0, *va),
+            Side::Host(va) => (CU_MEMORYTYPE_HOST, *va, 0),
+            Side::Held(bytes) => (CU_MEMORYTYPE_HOST, bytes.as_ptr() as u64, 0),
+        };
+        let rows = |plane: &Plane| plane.slice.checked_div(plane.pitch).unwrap_or(0) as usize;
+        let (dst, src) = (end(&self.dst), end(&self.src));
+        CUDA_MEMCPY3D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcZ: 0,
+            srcLOD: 0,
+            srcMemoryType: src.0,
+            srcHost: src.1 as *const c_void,
+            srcDevice: src.2,
+            srcArray: std::ptr::null_mut(),
+            srcContext: std::ptr::null_mut(),
+            srcPitch: self.src.pitch as usize,
+            srcHeight: rows(&self.src),
+            dstXInBytes: 0,
+            dstY: 0,
+            dstZ: 0,
+            dstLOD: 0,
+            dstMemoryType: dst.0,
+            dstHost: dst.1 as *mut c_void,
+            dstDevice: dst.2,
+            dstArray: std::ptr::null_mut(),
+            dstContext: std::ptr::null_mut(),
+            dstPitch: self.dst.pitch as usize,
+            dstHeight: rows(&self.dst),
+            WidthInBytes: self.width as usize,
+            Height: self.height as usize,
+            Depth: self.depth as usize,
         }
     }
 

@@ -63,6 +63,10 @@ pub(crate) struct World {
     pub externals: BTreeMap<usize, External>,
     pub captures: BTreeMap<u64, Capture>,
     pub graphs: BTreeMap<usize, Vec<Node>>,
+    /// Which graph a clone was made of.
+    pub clones: BTreeMap<usize, usize>,
+    /// The graphs in child nodes, for who asked for them.
+    pub children: BTreeMap<(usize, usize), usize>,
     pub execs: BTreeMap<usize, Exec>,
     pub graph_memory: GraphMemory,
     next: u64,
@@ -115,6 +119,8 @@ static WORLD: Mutex<World> = Mutex::new(World {
     externals: BTreeMap::new(),
     captures: BTreeMap::new(),
     graphs: BTreeMap::new(),
+    clones: BTreeMap::new(),
+    children: BTreeMap::new(),
     execs: BTreeMap::new(),
     graph_memory: GraphMemory::new(),
     next: 1,

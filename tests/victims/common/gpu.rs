@@ -265,6 +265,11 @@ impl Kernels {
         self.axpy
     }
 
+    /// The function of [`Kernels::spin`], for graph nodes.
+    pub fn spin_function(&self) -> CUfunction {
+        self.spin
+    }
+
     /// Adds to every word.
     pub fn add(&self, gpu: &Gpu, stream: CUstream, p: CUdeviceptr, words: u64, value: u64) {
         self.launch(gpu, self.add, stream, &mut [p, words, value]);

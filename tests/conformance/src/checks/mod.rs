@@ -9,6 +9,7 @@ mod counted;
 mod errors;
 mod forms;
 mod graph_memory;
+mod instances;
 mod launch;
 mod legacy;
 mod meanwhile;
@@ -226,6 +227,36 @@ pub const CHECKS: &[Check] = &[
         name: "graph_updates",
         expects: "a memset node may move to any backing, a copy node only within its kind",
         run: nodes::updated,
+    },
+    Check {
+        name: "graph_captures_alike",
+        expects: "what is captured twice has its nodes and edges in the same order",
+        run: instances::alike,
+    },
+    Check {
+        name: "graph_nodes_tell",
+        expects: "nodes tell what they were made from, down to the arguments",
+        run: instances::told_again,
+    },
+    Check {
+        name: "graph_parameters",
+        expects: "parameters of functions and kernels are told, to their end and no further",
+        run: instances::parameters,
+    },
+    Check {
+        name: "graph_clones",
+        expects: "a clone's copy nodes go to any backing, and its instances do the same work",
+        run: instances::clones,
+    },
+    Check {
+        name: "graph_switches",
+        expects: "nodes that are off stay off in an update; destroying an instance does not wait for it",
+        run: instances::switches,
+    },
+    Check {
+        name: "graph_rows",
+        expects: "one row may change for another",
+        run: instances::rows,
     },
     Check {
         name: "graph_memory",

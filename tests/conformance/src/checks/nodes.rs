@@ -192,7 +192,7 @@ pub(super) fn captured(told: &Told) {
 }
 
 /// A copy of one row, as nodes take it.
-fn line(to: u64, from: u64, bytes: usize) -> CUDA_MEMCPY3D {
+pub(super) fn line(to: u64, from: u64, bytes: usize) -> CUDA_MEMCPY3D {
     CUDA_MEMCPY3D {
         srcPitch: 0,
         srcHeight: 0,
@@ -205,7 +205,7 @@ fn line(to: u64, from: u64, bytes: usize) -> CUDA_MEMCPY3D {
     }
 }
 
-fn bytes(to: u64, value: u32, count: usize) -> CUDA_MEMSET_NODE_PARAMS {
+pub(super) fn bytes(to: u64, value: u32, count: usize) -> CUDA_MEMSET_NODE_PARAMS {
     CUDA_MEMSET_NODE_PARAMS {
         dst: to,
         pitch: 0,
