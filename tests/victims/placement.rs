@@ -115,22 +115,31 @@ fn cache() {
     println!("right");
 }
 
-/// Two models, used in turns.
+/// Two models, used in turns, each until the test has seen enough.
 fn two() {
     let gpu = Gpu::open();
     let kernels = Kernels::load(&gpu);
     let models = [Model::new(&gpu, &kernels, 3), Model::new(&gpu, &kernels, 3)];
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let _ = tell.send(line.is_ok());
+        }
+    });
     for turn in 0..4 {
         let model = &models[turn % 2];
-        for _ in 0..20 {
-            model.step(std::ptr::null_mut());
-            ok(gpu.cuda.cuCtxSynchronize());
-            std::thread::sleep(Duration::from_millis(5));
-        }
         for p in &model.weights {
             println!("~weight {turn} {p}");
         }
-        pause(&format!("turn {turn}"));
+        loop {
+            model.step(std::ptr::null_mut());
+            ok(gpu.cuda.cuCtxSynchronize());
+            std::thread::sleep(Duration::from_millis(5));
+            // Also when nobody says anything any more.
+            if told.try_recv() != Err(std::sync::mpsc::TryRecvError::Empty) {
+                break;
+            }
+        }
     }
     models.iter().for_each(Model::demand_right);
     println!("right");
