@@ -116,12 +116,12 @@ fn obstacle(why: Obstacle, bytes: u64) -> [[u64; OBSTACLES]; 2] {
     all
 }
 
-/// Waits for what is asked, and does this then.
-fn when_asked(ledger: &'static Ledger, act: impl FnOnce(u32)) {
-    let seen = ledger.changes();
-    while ledger.changes() == seen {
-        ledger.wait_for_change(seen, Duration::from_secs(30));
-    }
+/// Waits for what is asked after `seen`, and does this then.
+fn when_asked(ledger: &'static Ledger, seen: u32, act: impl FnOnce(u32)) {
+    wait_until("something is asked", || {
+        ledger.wait_for_change(seen, Duration::from_millis(100));
+        ledger.changes() != seen
+    });
     act(ledger.changes());
 }
 
@@ -215,9 +215,10 @@ fn it_waits_until_the_processes_have_done_it() {
     let job = Job::start(&env, &[], &[], &["until:go"]);
     let ledger = job.ledger();
     let place = member(ledger, 40 * MIB, 20 * MIB);
+    let seen = ledger.changes();
     std::thread::scope(|s| {
         s.spawn(|| {
-            when_asked(ledger, |change| {
+            when_asked(ledger, seen, |change| {
                 std::thread::sleep(Duration::from_millis(400));
                 place.release(Tier::Vram, 0, 30 * MIB);
                 place.answer(change, NONE);
@@ -231,9 +232,10 @@ fn it_waits_until_the_processes_have_done_it() {
     });
     // It is given up at once when the process says that it cannot.
     place.reserve(Tier::Vram, 0, 6 * MIB).unwrap();
+    let seen = ledger.changes();
     std::thread::scope(|s| {
         s.spawn(|| {
-            when_asked(ledger, |change| {
+            when_asked(ledger, seen, |change| {
                 place.answer(change, obstacle(Obstacle::Pinned, 8 * MIB))
             })
         });
@@ -275,9 +277,10 @@ fn parked_until_it_is_used() {
             .starts_with("the job holds no memory of a GPU")
     );
     let place = member(ledger, 40 * MIB, 0);
+    let seen = ledger.changes();
     std::thread::scope(|s| {
         s.spawn(|| {
-            when_asked(ledger, |change| {
+            when_asked(ledger, seen, |change| {
                 let request = ledger.park_requests();
                 place.reserve(Tier::Host, 0, 38 * MIB).unwrap();
                 place.release(Tier::Vram, 0, 38 * MIB);
