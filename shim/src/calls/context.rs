@@ -304,6 +304,8 @@ pub fn let_in(owner: &device::Device, user: CUdevice) {
             return;
         }
     }
+    // While a chunk moves its range has a hole.
+    let _still = map::hold_still();
     for (base, span) in map::ranges_of(owner.ordinal) {
         // SAFETY: a range that is mapped while it is in the map. One that is freed just now is refused: no harm.
         if unsafe { driver::set_access(base, span as usize, [user]) }.is_err()
@@ -350,6 +352,7 @@ pub unsafe fn disable_peer(peer: CUcontext) -> CUresult {
             return result;
         }
     }
+    let _still = map::hold_still();
     for (base, span) in map::ranges_of(owner.ordinal) {
         // SAFETY: drained; a range that is mapped while it is in the map. A refusal leaves it open.
         let _ = unsafe { driver::take_access(base, span as usize, [user]) };

@@ -145,6 +145,8 @@ fn leave(place: Place) -> Result<Token, &'static str> {
     let device = device::known(place.device)
         .filter(|d| d.exportable)
         .ok_or(UNMAPPED)?;
+    // Before anything is exported: a chunk that moved meanwhile would be another one there than here.
+    map::keep(place.base);
     let (start, chunks) = map::with_range(place.base, |r| (r.base, r.chunks().to_vec()))
         .or_else(|| {
             let (start, chunk) = device.slabs.share(place.base)?;
@@ -171,10 +173,7 @@ fn leave(place: Place) -> Result<Token, &'static str> {
         driver::export(chunks[i].handle).map_err(Failure::Driver)
     })
     .map_err(Failure::reason)?;
-    let kept = map::tie(place.base, |ties| {
-        ties.fixed = true;
-        *ties.left_as.get_or_insert(token)
-    });
+    let kept = map::tie(place.base, |ties| *ties.left_as.get_or_insert(token));
     if kept != Some(token) {
         // Another thread was faster, or has freed it.
         let _ = share::withdraw(token);

@@ -116,11 +116,11 @@ unsafe fn answer(
             // Another device is to reach the memory: as on plain memory, synchronous operations wait from here on
             // (measured).
             CU_POINTER_ATTRIBUTE_P2P_TOKENS => {
+                // Before the call, as in `range_handle`.
+                map::keep(address);
                 let result = real::cuPointerGetAttribute(out, attribute, address);
                 if result == CUDA_SUCCESS {
-                    map::tie(address, |ties| {
-                        (ties.fixed, ties.synchronous) = (true, true)
-                    });
+                    map::tie(address, |ties| ties.synchronous = true);
                 }
                 return result;
             }

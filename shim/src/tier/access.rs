@@ -94,7 +94,6 @@ const WITH_TIME: u64 = 1 << 62;
 pub struct Notes {
     head: AtomicU64,
     tail: AtomicU64,
-    lost: AtomicU64,
     words: [AtomicU64; RING],
 }
 
@@ -145,7 +144,6 @@ impl Note<'_> {
             return;
         }
         if self.at > self.end || words > MOST as u64 {
-            self.ring.lost.fetch_add(1, Relaxed);
             return;
         }
         let header = HEADER
@@ -277,18 +275,16 @@ pub struct Said<'a> {
     pub words: &'a [u64],
 }
 
-/// Reads all notes, thread by thread, and forgets them. Returns how many operations found no room for theirs.
+/// Reads all notes, thread by thread, and forgets them. An operation that finds no room for its note goes without.
 ///
 /// Only one thread may read.
-pub fn read(mut each: impl FnMut(usize, Said)) -> u64 {
+pub fn read(mut each: impl FnMut(usize, Said)) {
     let mut buffer = [0u64; 256];
-    let mut lost = 0;
     for (thread, slot) in gate::slots().enumerate() {
         // SAFETY: rings are never freed.
         let Some(ring) = (unsafe { slot.notes.load(Acquire).as_ref() }) else {
             continue;
         };
-        lost += ring.lost.swap(0, Relaxed);
         let head = ring.head.load(Acquire);
         let mut at = ring.tail.load(Relaxed);
         while at < head {
@@ -323,5 +319,4 @@ pub fn read(mut each: impl FnMut(usize, Said)) -> u64 {
             );
         }
     }
-    lost
 }

@@ -52,7 +52,9 @@ pub fn allocate(job: &Job, device: &Device, context: Handle, bytes: u64) -> driv
             });
             // Whoever is let in from here on finds it in the map.
             let open = |(base, span)| {
-                // SAFETY: the program does not know the range yet, so it is mapped throughout.
+                // A plan may know it already.
+                let _still = map::hold_still();
+                // SAFETY: the program does not know the range yet and no chunk moves, so it is mapped throughout.
                 unsafe { device.open_to_users(base, span) }.is_ok()
             };
             if !range.is_none_or(open) {

@@ -142,6 +142,12 @@ pub fn device_of(context: Handle) -> Option<CUdevice> {
     CONTEXTS.device(context.0)
 }
 
+/// Runs `f` in a context of the roll. One that is not there may be gone, and is not made current: the driver does not
+/// always survive that.
+pub fn in_known_context<T>(context: Handle, f: impl FnOnce() -> T) -> driver::Result<T> {
+    inside(context.0, f).unwrap_or(Err(CUDA_ERROR_CONTEXT_IS_DESTROYED))
+}
+
 /// Runs `f` in the context of a stream that the program has just named.
 pub fn in_context<T>(context: Handle, f: impl FnOnce() -> T) -> driver::Result<T> {
     if driver::current_context().is_ok_and(|c| c as usize == context.0) {

@@ -79,8 +79,6 @@ pub struct Moved {
     pub refused: Vec<Move>,
     /// Bytes of each that was made.
     pub bytes: Vec<u64>,
-    /// How long their bytes were on the way; mapping and all else come on top.
-    pub copying: Duration,
 }
 
 /// Makes moves in their order until `until`, at least one. What is not tried is in neither list.
@@ -107,10 +105,9 @@ pub fn make(
             break;
         }
         match one(&mut yard, *wish, window) {
-            Ok((bytes, copying)) => {
+            Ok(bytes) => {
                 moved.done.push(*wish);
                 moved.bytes.push(bytes);
-                moved.copying += copying;
             }
             Err(Trouble::Undone) => moved.refused.push(*wish),
             Err(Trouble::Stuck) => {
@@ -199,8 +196,8 @@ fn make_at(device: &Device, size: u64, location: Location) -> Result<u64, Shorta
         .map_err(|_| Shortage::Driver)
 }
 
-/// Makes one move: its bytes, and how long they were on the way.
-fn one(yard: &mut Yard, wish: Move, window: u64) -> Result<(u64, Duration), Trouble> {
+/// Makes one move; its bytes.
+fn one(yard: &mut Yard, wish: Move, window: u64) -> Result<u64, Trouble> {
     let _still = map::hold_still();
     let from = map::movable(wish.base, wish.chunk)
         .filter(|m| m.chunk.tier != wish.to)
@@ -209,18 +206,18 @@ fn one(yard: &mut Yard, wish: Move, window: u64) -> Result<(u64, Duration), Trou
         .take(wish.to, from.chunk.size)
         .map_err(|_| Trouble::Undone)?;
     // SAFETY: `Stillness` and `hold_still` are held; the window is our own and empty.
-    let copying = unsafe { exchange(yard.device, &from, new, window) };
-    match copying {
-        Ok(_) => yard
+    let exchanged = unsafe { exchange(yard.device, &from, new, window) };
+    match exchanged {
+        Ok(()) => yard
             .chunks
             .extend(map::exchange(wish.base, wish.chunk, new)),
         Err(Trouble::Undone) => yard.chunks.push(new),
         Err(Trouble::Stuck) => {}
     }
-    Ok((new.size, copying?))
+    exchanged.map(|()| new.size)
 }
 
-/// Copies a chunk to a new backing and maps that in its place. Returns how long the copy took.
+/// Copies a chunk to a new backing and maps that in its place.
 ///
 /// # Safety
 /// No work that could touch the chunk is in flight and none can begin; the allocation stays. `window` is empty, and as
@@ -230,27 +227,26 @@ unsafe fn exchange(
     from: &Movable,
     new: Chunk,
     window: u64,
-) -> Result<Duration, Trouble> {
+) -> Result<(), Trouble> {
     let size = new.size as usize;
     // SAFETY: the caller's promise: nobody uses the window, and nobody the chunk. What is unmapped is not in use: a copy
     // that may go on keeps its window.
     unsafe {
         driver::map(window, size, new.handle)?;
         let copied = match driver::set_access(window, size, [device.ordinal]) {
-            Ok(()) => drain::in_context(from.context, || {
-                let begin = Instant::now();
-                driver::copy(window, from.address, size).map(|()| begin.elapsed())
-            })
-            .unwrap_or_else(|code| Err((code, true))),
+            Ok(()) => {
+                drain::in_known_context(from.context, || driver::copy(window, from.address, size))
+                    .unwrap_or_else(|code| Err((code, true)))
+            }
             Err(code) => Err((code, true)),
         };
         if matches!(copied, Err((_, false))) || driver::unmap(window, size).is_err() {
             return Err(Trouble::Stuck);
         }
-        let copying = copied.map_err(|_| Trouble::Undone)?;
+        copied.map_err(|_| Trouble::Undone)?;
         driver::unmap(from.address, size)?;
         let Err(code) = settle(device, from.address, new) else {
-            return Ok(copying);
+            return Ok(());
         };
         // The old backing still has all bytes.
         if let Err(again) = settle(device, from.address, from.chunk) {

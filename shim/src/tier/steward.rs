@@ -90,9 +90,6 @@ static PARKED: AtomicBool = AtomicBool::new(false);
 /// The process ends: nothing moves any more.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Operations whose notes found no room.
-static LOST: AtomicU64 = AtomicU64::new(0);
-
 fn now() -> f64 {
     telemetry::monotonic() as f64 * 1e-9
 }
@@ -134,7 +131,7 @@ impl Knowledge {
     fn look(&mut self, job: &Job) {
         let (now, mut any) = (now(), false);
         let mut recorder = self.recorder.take();
-        let lost = access::read(|thread, said| {
+        access::read(|thread, said| {
             any = true;
             if let Some(recorder) = &mut recorder {
                 recorder.said(thread, &said);
@@ -164,7 +161,6 @@ impl Knowledge {
             recorder.looked();
         }
         self.recorder = recorder;
-        LOST.fetch_add(lost, Relaxed);
         if any && PARKED.swap(false, SeqCst) {
             job.place.woken();
         }

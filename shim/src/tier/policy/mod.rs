@@ -5,14 +5,12 @@
 //! - `clock`: steps of the program, found in what it names;
 //! - `account`: what moves have earned, against leaving all where first come, first served puts it;
 //! - `plan`: what to move now; `newcomer`: and for a new allocation; `stripe`: equally hot data, evenly;
-//! - [`reserve`]: what stays free for small allocations.
 
 mod account;
 mod clock;
 mod extent;
 mod newcomer;
 mod plan;
-pub mod reserve;
 mod stripe;
 pub mod trace;
 

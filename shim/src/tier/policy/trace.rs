@@ -90,7 +90,7 @@ pub enum Event {
     Named {
         /// What it is.
         op: Op,
-        /// The stream, numbered in the order of their first use.
+        /// The thread that made it, a number from 1.
         stream: u64,
         /// The function, numbered likewise; 0 for what has none.
         function: u64,
