@@ -136,6 +136,8 @@ impl Bench {
         if depth == 0 {
             return Err(io::Error::other("the file is too small for that"));
         }
+        // What ended by an error left others on their way, in slots that are wanted now.
+        self.queue.drain();
         match pattern.direction {
             Direction::Read => self.drop_cache()?,
             // Outside of what is timed: only the stamps change from write to write.
@@ -207,6 +209,7 @@ impl Bench {
     /// The disk's, or the place of the first wrong byte.
     pub fn verify(&mut self) -> io::Result<()> {
         const LEN: u64 = 1 << 20;
+        self.queue.drain();
         self.drop_cache()?;
         let mut next = 0;
         let mut free: Vec<usize> = (0..8).collect();

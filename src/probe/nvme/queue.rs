@@ -150,7 +150,13 @@ impl Queue {
         let is_inside = at
             .checked_add(len as u64)
             .is_some_and(|end| end <= self.size);
-        if !is_inside || len == 0 || len > self.slot_size || self.running[slot] != 0 {
+        if self.running[slot] != 0 || len == 0 || len > self.slot_size {
+            return Err(io::Error::other(format!(
+                "slot {slot}, of {} bytes, does not take {len} bytes now",
+                self.slot_size
+            )));
+        }
+        if !is_inside {
             return Err(io::Error::other(format!(
                 "an operation of {len} bytes at {at} would leave the {} bytes of the file",
                 self.size
