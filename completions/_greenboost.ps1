@@ -43,6 +43,7 @@ Register-ArgumentCompleter -Native -CommandName 'greenboost' -ScriptBlock {
             [CompletionResult]::new('--spill', '--spill', [CompletionResultType]::ParameterName, 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]')
             [CompletionResult]::new('--report', '--report', [CompletionResultType]::ParameterName, 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]')
             [CompletionResult]::new('--placement', '--placement', [CompletionResultType]::ParameterName, 'Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]')
+            [CompletionResult]::new('--staging', '--staging', [CompletionResultType]::ParameterName, 'Copy spilled memory into VRAM ahead of its use (experimental) [default: off]')
             [CompletionResult]::new('--trace', '--trace', [CompletionResultType]::ParameterName, 'Write what the program allocates, uses and waits for to a file, to replay placement with')
             [CompletionResult]::new('--json', '--json', [CompletionResultType]::ParameterName, 'Write newline-delimited JSON records of the run to a file or an open descriptor')
             [CompletionResult]::new('--stats', '--stats', [CompletionResultType]::ParameterName, 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]')

@@ -242,7 +242,7 @@ _greenboost() {
             return 0
             ;;
         greenboost__subcmd__run)
-            opts="-v -h --vram-limit --ram-limit --spill --report --placement --trace --json --stats --verbose --help"
+            opts="-v -h --vram-limit --ram-limit --spill --report --placement --staging --trace --json --stats --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -266,6 +266,10 @@ _greenboost() {
                     ;;
                 --placement)
                     COMPREPLY=($(compgen -W "auto first-fit" -- "${cur}"))
+                    return 0
+                    ;;
+                --staging)
+                    COMPREPLY=($(compgen -W "auto off" -- "${cur}"))
                     return 0
                     ;;
                 --trace)

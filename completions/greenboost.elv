@@ -39,6 +39,7 @@ set edit:completion:arg-completer[greenboost] = {|@words|
             cand --spill 'Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]'
             cand --report 'Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]'
             cand --placement 'Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]'
+            cand --staging 'Copy spilled memory into VRAM ahead of its use (experimental) [default: off]'
             cand --trace 'Write what the program allocates, uses and waits for to a file, to replay placement with'
             cand --json 'Write newline-delimited JSON records of the run to a file or an open descriptor'
             cand --stats 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]'

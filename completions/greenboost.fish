@@ -43,6 +43,8 @@ complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l report -d 
 physical\t'The VRAM limit alone'"
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l placement -d 'Who gets VRAM: what is used most, whenever it was allocated, or what comes first, unmoved [default: auto]' -r -f -a "auto\t'By use'
 first-fit\t'By order'"
+complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l staging -d 'Copy spilled memory into VRAM ahead of its use (experimental) [default: off]' -r -f -a "auto\t'Where it pays'
+off\t'Never'"
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l trace -d 'Write what the program allocates, uses and waits for to a file, to replay placement with' -r -F
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l json -d 'Write newline-delimited JSON records of the run to a file or an open descriptor' -r -F
 complete -c greenboost -n "__fish_greenboost_using_subcommand run" -l stats -d 'What to show on stderr while the program runs: a `table` below its output, `lines`, or only what went wrong [default: auto]' -r -f -a "auto\t'Whatever suits where stderr goes'

@@ -196,7 +196,7 @@ impl Announcer {
 
 #[cfg(test)]
 mod tests {
-    use greenboost_wire::ledger::Report;
+    use greenboost_wire::ledger::{Report, Staging};
 
     use super::*;
 
@@ -222,6 +222,7 @@ mod tests {
             spill: true,
             report: Report::Extended,
             placement: Placement::Auto,
+            staging: Staging::Off,
         }
     }
 

@@ -96,7 +96,7 @@ const RUN_NOTES: &str = "\
 Sizes: K, M, G, T and KiB to TiB are powers of 1024; KB to TB are powers of 1000.
 
 Each option may also come from the environment, as GREENBOOST_VRAM_LIMIT, GREENBOOST_RAM_LIMIT, GREENBOOST_SPILL, \
-GREENBOOST_REPORT, GREENBOOST_PLACEMENT, GREENBOOST_TRACE, GREENBOOST_JSON and GREENBOOST_STATS; the command line has precedence. GREENBOOST=off makes the \
+GREENBOOST_REPORT, GREENBOOST_PLACEMENT, GREENBOOST_STAGING, GREENBOOST_TRACE, GREENBOOST_JSON and GREENBOOST_STATS; the command line has precedence. GREENBOOST=off makes the \
 library in the program do nothing.
 
 Exit status: the program's own, or 128+n when signal n ended it; 125 when greenboost itself failed, 126 when PROGRAM \
@@ -142,6 +142,17 @@ pub struct RunArgs {
         value_name = "auto|first-fit"
     )]
     pub placement: Option<PlacementArg>,
+
+    /// Copy spilled memory into VRAM ahead of its use (experimental) [default: off]
+    #[arg(
+        long,
+        env = "GREENBOOST_STAGING",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "auto|off"
+    )]
+    pub staging: Option<StagingArg>,
 
     /// Write what the program allocates, uses and waits for to a file, to replay placement with
     ///
@@ -209,6 +220,15 @@ pub enum PlacementArg {
     Auto,
     /// By order.
     FirstFit,
+}
+
+/// `--staging`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StagingArg {
+    /// Where it pays.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// `--stats`.

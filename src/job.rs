@@ -268,7 +268,7 @@ pub fn random() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use greenboost_wire::ledger::{Placement, Report, VramLimit};
+    use greenboost_wire::ledger::{Placement, Report, Staging, VramLimit};
     use greenboost_wire::record::{Kind, NO_DEVICE};
     use nix::sys::socket::send;
 
@@ -278,6 +278,7 @@ mod tests {
         spill: true,
         report: Report::Extended,
         placement: Placement::Auto,
+        staging: Staging::Off,
     };
 
     fn hello(pid: u32) -> Record {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use greenboost_wire::ledger::{Placement, Report, Settings, VramLimit};
+use greenboost_wire::ledger::{Placement, Report, Settings, Staging, VramLimit};
 use greenboost_wire::record::{Kind, NO_DEVICE, Record};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -178,6 +178,10 @@ pub fn start(
         "placement": match settings.placement {
             Placement::Auto => "auto",
             Placement::FirstFit => "first-fit",
+        },
+        "staging": match settings.staging {
+            Staging::Off => "off",
+            Staging::Auto => "auto",
         },
     })
 }

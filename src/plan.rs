@@ -1,8 +1,8 @@
 //! What was asked for and what the machine has, made into the job's settings. Pure.
 
-use greenboost_wire::ledger::{Placement, Report, Settings, VramLimit};
+use greenboost_wire::ledger::{Placement, Report, Settings, Staging, VramLimit};
 
-use crate::cli::{PlacementArg, ReportArg, RunArgs, Spill};
+use crate::cli::{PlacementArg, ReportArg, RunArgs, Spill, StagingArg};
 use crate::machine::Machine;
 use crate::size::{Amount, human, part_of, share};
 
@@ -41,6 +41,9 @@ impl Plan {
         if !spill && args.ram_limit.is_some() {
             notes.push("the RAM limit has no effect, because spilling is off".into());
         }
+        if !spill && args.staging == Some(StagingArg::Auto) {
+            notes.push("--staging has no effect, because spilling is off".into());
+        }
         if spill && ram_limit == 0 && args.ram_limit.is_none() {
             notes.push("no host RAM is available: nothing can spill".into());
         }
@@ -60,6 +63,10 @@ impl Plan {
                 placement: match args.placement {
                     Some(PlacementArg::FirstFit) => Placement::FirstFit,
                     Some(PlacementArg::Auto) | None => Placement::Auto,
+                },
+                staging: match args.staging {
+                    Some(StagingArg::Auto) => Staging::Auto,
+                    Some(StagingArg::Off) | None => Staging::Off,
                 },
             },
             notes,
@@ -87,7 +94,11 @@ pub fn describe(settings: &Settings) -> String {
         Placement::Auto => "",
         Placement::FirstFit => "; nothing moves",
     };
-    format!("VRAM limit {vram}; {ram}; the program is told of {report}{placement}")
+    let staging = match settings.staging {
+        Staging::Off => "",
+        Staging::Auto => "; spilled memory is staged",
+    };
+    format!("VRAM limit {vram}; {ram}; the program is told of {report}{placement}{staging}")
 }
 
 /// What a nested `run` asks for that the outer job does not already guarantee, in words; the outer limits hold.
@@ -104,6 +115,7 @@ pub fn narrower_than(args: &RunArgs, outer: &Settings) -> Vec<&'static str> {
     let spill_off = args.spill == Some(Spill::Off) && outer.spill;
     let unmoved =
         args.placement == Some(PlacementArg::FirstFit) && outer.placement != Placement::FirstFit;
+    let unstaged = args.staging == Some(StagingArg::Off) && outer.staging != Staging::Off;
     [
         ("--vram-limit", narrows(args.vram_limit, vram)),
         (
@@ -112,6 +124,7 @@ pub fn narrower_than(args: &RunArgs, outer: &Settings) -> Vec<&'static str> {
         ),
         ("--spill off", spill_off),
         ("--placement first-fit", unmoved),
+        ("--staging off", unstaged),
     ]
     .into_iter()
     .filter_map(|(name, is_narrower)| is_narrower.then_some(name))
@@ -142,6 +155,7 @@ mod tests {
             spill: true,
             report: Report::Extended,
             placement: Placement::Auto,
+            staging: Staging::Off,
         };
         assert_eq!((plan.settings, plan.notes), (expected, vec![]));
     }
@@ -153,12 +167,14 @@ mod tests {
             ram_limit: Some(Amount::Share(2_500)),
             report: Some(ReportArg::Physical),
             placement: Some(PlacementArg::FirstFit),
+            staging: Some(StagingArg::Auto),
             ..RunArgs::default()
         });
         assert_eq!(plan.settings.vram_limit, VramLimit::Share(5_000));
         assert_eq!(plan.settings.ram_limit, 16 * GIB);
         assert_eq!(plan.settings.report, Report::Physical);
         assert_eq!(plan.settings.placement, Placement::FirstFit);
+        assert_eq!(plan.settings.staging, Staging::Auto);
         assert!(plan.notes.is_empty());
     }
 
@@ -177,11 +193,12 @@ mod tests {
         let plan = plan(RunArgs {
             spill: Some(Spill::Off),
             ram_limit: Some(Amount::Bytes(GIB)),
+            staging: Some(StagingArg::Auto),
             ..RunArgs::default()
         });
         assert!(!plan.settings.spill);
         assert_eq!(plan.settings.ram_limit, 0);
-        assert_eq!(plan.notes.len(), 1);
+        assert_eq!(plan.notes.len(), 2);
     }
 
     #[test]
@@ -192,6 +209,7 @@ mod tests {
             spill: true,
             report: Report::Extended,
             placement: Placement::Auto,
+            staging: Staging::Auto,
         };
         let asked = |vram, ram| RunArgs {
             vram_limit: vram,
@@ -211,5 +229,18 @@ mod tests {
             ..RunArgs::default()
         };
         assert_eq!(narrower_than(&still, &outer), ["--placement first-fit"]);
+        let staging = |staging| RunArgs {
+            staging: Some(staging),
+            ..RunArgs::default()
+        };
+        let off = staging(StagingArg::Off);
+        assert_eq!(narrower_than(&off, &outer), ["--staging off"]);
+        assert!(narrower_than(&staging(StagingArg::Auto), &outer).is_empty());
+        let unstaged = Settings {
+            staging: Staging::Off,
+            ..outer
+        };
+        assert!(narrower_than(&off, &unstaged).is_empty());
+        assert!(narrower_than(&staging(StagingArg::Auto), &unstaged).is_empty());
     }
 }

@@ -258,7 +258,7 @@ pub fn stays(answers: &[Answer], tier: Tier) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use greenboost_wire::ledger::Report;
+    use greenboost_wire::ledger::{Report, Staging};
 
     use super::*;
 
@@ -269,6 +269,7 @@ mod tests {
         spill: true,
         report: Report::Extended,
         placement: Placement::Auto,
+        staging: Staging::Off,
     };
 
     fn budget(device: Option<usize>, held: u64) -> Budget {

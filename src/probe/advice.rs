@@ -94,7 +94,7 @@ pub(super) fn judge(settings: &Settings, dirs: &[SpillTo], kept: &[Kept]) -> Opt
 
 #[cfg(test)]
 mod tests {
-    use greenboost_wire::ledger::{Placement, Report, VramLimit};
+    use greenboost_wire::ledger::{Placement, Report, Staging, VramLimit};
 
     use super::*;
     use crate::probe::figure::{Figure, Section, Unit};
@@ -120,6 +120,7 @@ mod tests {
             spill: ram_limit > 0,
             report: Report::Extended,
             placement: Placement::Auto,
+            staging: Staging::Off,
         }
     }
 

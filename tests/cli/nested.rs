@@ -24,11 +24,12 @@ fn one_job_one_summary() {
 #[test]
 fn what_it_cannot_do_is_said() {
     let env = TestEnv::new();
-    let mut command = env.greenboost(["run", "--vram-limit", "8G", "--", GREENBOOST, "run"]);
-    command.args(["--vram-limit", "4G", "--json", "x", "true"]);
+    let mut command = env.greenboost(["run", "--vram-limit", "8G", "--staging", "auto", "--"]);
+    command.args([GREENBOOST, "run", "--vram-limit", "4G", "--json", "x"]);
+    command.args(["--staging", "off", "true"]);
     let said = stderr(&expect(&mut command, 0));
     assert!(
-        said.contains("--vram-limit cannot narrow them here"),
+        said.contains("--vram-limit and --staging off cannot narrow them here"),
         "{said}"
     );
     assert!(said.contains("--json has no effect"), "{said}");

@@ -114,6 +114,11 @@ fn bad_values_in_one_sentence() {
             "'best' is not a choice: use one of auto, first-fit",
         ),
         (
+            "--staging",
+            "on",
+            "'on' is not a choice: use one of auto, off",
+        ),
+        (
             "--trace",
             "/no/such/dir/file",
             "'/no/such/dir/file' cannot be written",

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use greenboost_wire::ledger::{Mapped, Placement, Report, Settings, Tier, VramLimit};
+use greenboost_wire::ledger::{Mapped, Placement, Report, Settings, Staging, Tier, VramLimit};
 use greenboost_wire::record::{Kind, Record};
 use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE, SHARE_SOCKET};
 use nix::fcntl::{Flock, FlockArg};
@@ -437,6 +437,7 @@ pub fn run(victim: &str, args: &[&str]) -> Run {
             spill: true,
             report: Report::Extended,
             placement: Placement::Auto,
+            staging: Staging::Off,
         },
         expected: Expected::Code(0),
         degraded: false,

@@ -50,6 +50,7 @@ fn template() -> Rc<Mapped> {
         spill: true,
         report: Report::Physical,
         placement: Placement::Auto,
+        staging: Staging::Off,
     };
     let mapped = Mapped::create(&path, settings).unwrap();
     std::fs::remove_file(&path).unwrap();

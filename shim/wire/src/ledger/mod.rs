@@ -35,11 +35,11 @@ pub use reserve::Refused;
 use seat::PARTS;
 pub use seat::{Live, Part, Tier};
 pub(crate) use seat::{REAPING, Seat};
-pub use settings::{Placement, Report, Settings, VramLimit};
+pub use settings::{Placement, Report, Settings, Staging, VramLimit};
 pub use traffic::{Pace, Traffic};
 
 /// First word of a ledger file: `gbledgr` and the layout's version.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"gbledgr\x03");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"gbledgr\x04");
 
 /// The mapped file.
 #[repr(C)]
@@ -51,6 +51,7 @@ pub struct Ledger {
     spill: AtomicU32,
     report: AtomicU32,
     placement: AtomicU32,
+    staging: AtomicU32,
     /// How often something was asked of the running job: a futex.
     changes: AtomicU32,
     park_requests: AtomicU64,

@@ -17,6 +17,8 @@ pub struct Settings {
     pub report: Report,
     /// Who gets VRAM.
     pub placement: Placement,
+    /// Whether spilled memory is copied into VRAM ahead of its use.
+    pub staging: Staging,
 }
 
 /// The VRAM limit before a device is known.
@@ -47,6 +49,16 @@ pub enum Placement {
     Auto,
     /// What comes first; nothing ever moves.
     FirstFit,
+}
+
+/// Whether spilled memory is copied into VRAM ahead of its use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Staging {
+    /// Never: kernels read it over the link.
+    #[default]
+    Off,
+    /// Where it pays.
+    Auto,
 }
 
 /// The highest two bits of a wish in the ledger say which kind it is, so that it is one word.
@@ -97,6 +109,10 @@ impl Ledger {
                 1 => Placement::FirstFit,
                 _ => Placement::Auto,
             },
+            staging: match self.staging.load(SeqCst) {
+                1 => Staging::Auto,
+                _ => Staging::Off,
+            },
         }
     }
 
@@ -109,5 +125,7 @@ impl Ledger {
         self.report.store(physical.into(), SeqCst);
         let first_fit = settings.placement == Placement::FirstFit;
         self.placement.store(first_fit.into(), SeqCst);
+        let staged = settings.staging == Staging::Auto;
+        self.staging.store(staged.into(), SeqCst);
     }
 }

@@ -29,6 +29,7 @@ const SETTINGS: Settings = Settings {
     spill: true,
     report: Report::Physical,
     placement: Placement::FirstFit,
+    staging: Staging::Auto,
 };
 
 fn ledger(name: &str) -> (Dir, &'static Mapped) {
