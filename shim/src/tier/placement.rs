@@ -27,13 +27,7 @@ pub fn small_reserve(vram_limit: u64) -> u64 {
 /// Without a limit from the user a part stays free for what no allocation call shows (PITFALLS 29): contexts, modules,
 /// local memory.
 pub fn first_limit(wish: VramLimit, total: u64) -> u64 {
-    match wish {
-        VramLimit::Free => total - headroom(total),
-        VramLimit::Bytes(bytes) => bytes.min(total),
-        VramLimit::Share(share) => {
-            (u128::from(total) * u128::from(share.min(10_000)) / 10_000) as u64
-        }
-    }
+    wish.of(total).unwrap_or_else(|| total - headroom(total))
 }
 
 /// The limit without a wish of the user, once it is known what is free.

@@ -68,14 +68,14 @@ fn event() -> impl Strategy<Value = Event> {
             any::<u64>(),
             prop::collection::vec(address(), 0..20)
         )
-            .prop_map(|(op, stream, function, addresses)| Event::Named {
+            .prop_map(|(op, thread, function, addresses)| Event::Named {
                 op,
-                stream,
+                thread,
                 function,
                 addresses
             }),
         (any::<u64>(), ".{0,40}").prop_map(|(id, name)| Event::Function { id, name }),
-        any::<u64>().prop_map(|stream| Event::Waited { stream }),
+        Just(Event::Waited),
         (any::<bool>(), any::<u64>()).prop_map(|(drained, took)| Event::Drained { drained, took }),
     ]
 }
@@ -152,7 +152,7 @@ proptest! {
 fn unknown_records_and_fields_are_skipped() {
     let first = Record {
         at: 5,
-        event: Event::Waited { stream: 3 },
+        event: Event::Waited,
     };
     let mut bytes = written(std::slice::from_ref(&first));
     // A kind of the future, one that is too long, and a known kind with a field more.
@@ -168,7 +168,7 @@ fn unknown_records_and_fields_are_skipped() {
     bytes.extend([8, 3, 2, 4, 77]);
     let second = Record {
         at: 7,
-        event: Event::Waited { stream: 4 },
+        event: Event::Waited,
     };
     assert_eq!(read(&bytes), (vec![first, second], false, false));
 }
@@ -188,7 +188,7 @@ fn records_are_small() {
         at,
         event: Event::Named {
             op: Op::Launch,
-            stream: 1,
+            thread: 1,
             function: 40,
             addresses: vec![0x3_0200_0000, 0x4_0200_0000, 0x5_0200_0000, 0x6_0200_0000],
         },

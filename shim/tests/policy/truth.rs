@@ -118,7 +118,7 @@ impl Truth {
                             .next(),
                     }
                 }
-                Event::Waited { .. } => Some(Act::Wait),
+                Event::Waited => Some(Act::Wait),
                 _ => None,
             };
             truth.acts.push(act);

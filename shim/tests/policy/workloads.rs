@@ -100,7 +100,7 @@ impl Program {
         self.at += bytes / 40;
         self.push(Event::Named {
             op: Op::Copy { bytes },
-            stream: 1,
+            thread: 1,
             function: 0,
             addresses: vec![address],
         });
@@ -124,14 +124,14 @@ impl Program {
         self.at += 20_000;
         self.push(Event::Named {
             op: Op::Launch,
-            stream: 1,
+            thread: 1,
             function: id,
             addresses: addresses.to_vec(),
         });
     }
 
     pub fn wait(&mut self) {
-        self.push(Event::Waited { stream: 0 });
+        self.push(Event::Waited);
     }
 }
 

@@ -91,7 +91,7 @@ pub enum Event {
         /// What it is.
         op: Op,
         /// The thread that made it, a number from 1.
-        stream: u64,
+        thread: u64,
         /// The function, numbered likewise; 0 for what has none.
         function: u64,
         /// The addresses inside the program's allocations.
@@ -104,11 +104,8 @@ pub enum Event {
         /// Its name.
         name: String,
     },
-    /// The program waited for the device, or for a stream of it.
-    Waited {
-        /// The stream; 0 for the whole device.
-        stream: u64,
-    },
+    /// The program waited for the device.
+    Waited,
     /// The shim tried to find the device drained.
     Drained {
         /// It was.

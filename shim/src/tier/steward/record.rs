@@ -102,7 +102,7 @@ impl Recorder {
         let mut named = |op, addresses| {
             let event = Event::Named {
                 op,
-                stream: thread as u64 + 1,
+                thread: thread as u64 + 1,
                 function,
                 addresses,
             };
@@ -131,7 +131,7 @@ impl Recorder {
 
     /// The program has synchronised.
     pub fn waited(&mut self) {
-        self.now(Event::Waited { stream: 0 });
+        self.now(Event::Waited);
     }
 
     /// An attempt to find the device drained, and the moves that were made.

@@ -159,7 +159,7 @@ impl<R: Read> Reader<R> {
                     },
                     _ => return None,
                 },
-                stream: fields.varint()?,
+                thread: fields.varint()?,
                 function: fields.varint()?,
                 addresses: {
                     let mut addresses = Vec::new();
@@ -176,9 +176,10 @@ impl<R: Read> Reader<R> {
                     String::from_utf8_lossy(fields.0.get(..length)?).into_owned()
                 },
             },
-            kind::WAITED => Event::Waited {
-                stream: fields.varint()?,
-            },
+            kind::WAITED => {
+                fields.varint()?;
+                Event::Waited
+            }
             _ => Event::Drained {
                 drained: fields.flag()?,
                 took: fields.varint()?,

@@ -94,7 +94,7 @@ impl<W: Write> Writer<W> {
             }
             Event::Named {
                 op,
-                stream,
+                thread,
                 function,
                 addresses,
             } => {
@@ -108,7 +108,7 @@ impl<W: Write> Writer<W> {
                 if let Some(bytes) = bytes {
                     self.put(bytes);
                 }
-                self.put(*stream);
+                self.put(*thread);
                 self.put(*function);
                 self.put(addresses.len() as u64);
                 addresses.iter().for_each(|a| self.address(*a));
@@ -120,8 +120,8 @@ impl<W: Write> Writer<W> {
                 self.record.extend(name.as_bytes());
                 kind::FUNCTION
             }
-            Event::Waited { stream } => {
-                self.put(*stream);
+            Event::Waited => {
+                self.put(0);
                 kind::WAITED
             }
             Event::Drained { drained, took } => {
