@@ -199,3 +199,35 @@ fn stripes() {
         assert!(striped.time <= 1.02 * whole.time + 0.1, "{name}");
     }
 }
+
+/// What is told of the bytes that operations name is what they use, also while it is being learned where they end.
+#[test]
+fn what_is_named_is_what_is_used() {
+    for (name, _) in workloads::all() {
+        for who in [Who::FirstFit, Who::Policy(BOX)] {
+            let took = run(&stored(name), who, Reads::Sum);
+            for tier in 0..2 {
+                let part = took.named[tier] as f64 / took.used[tier];
+                assert!(
+                    (0.95..1.05).contains(&part),
+                    "{name} {who:?} {tier}: {part}"
+                );
+            }
+        }
+    }
+}
+
+/// And the time of a step is near what it takes: each waits once. (A step is a little less than a turn of the loop.)
+#[test]
+fn steps_take_what_they_take() {
+    for name in ["llm", "prompt", "training", "two-models"] {
+        let (mut waits, mut step) = (Vec::new(), None);
+        run_watched(&stored(name), Who::FirstFit, Reads::Sum, |policy, now| {
+            waits.push(now.time);
+            step = policy.step_time(now.time);
+        });
+        let last = &waits[waits.len() - 6..];
+        let part = step.unwrap() / ((last[5] - last[0]) / 5.0);
+        assert!((0.85..1.05).contains(&part), "{name}: {part}");
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use greenboost_shim::tier::chunk::{GRAIN, split};
 use greenboost_shim::tier::placement::{small_reserve, vram_share};
 use greenboost_shim::tier::policy::trace::{Event, Record};
-use greenboost_shim::tier::policy::{Costs, Move, Policy, Room};
+use greenboost_shim::tier::policy::{Costs, Move, Op, Policy, Room};
 use greenboost_wire::ledger::Tier;
 
 use super::truth::{Act, Truth};
@@ -41,6 +41,10 @@ pub struct Took {
     pub moving: f64,
     /// Bytes moved.
     pub moved: u64,
+    /// Bytes that launches and memsets used in each tier.
+    pub used: [f64; 2],
+    /// The same as the policy counts them.
+    pub named: [u64; 2],
     /// VRAM free at the end, bytes.
     pub free: u64,
     /// What is live at the end: address, bytes, bytes on Host.
@@ -113,6 +117,12 @@ pub fn run_watched(
     for (record, act) in trace.iter().zip(&truth.acts) {
         if let Event::Named { op, addresses, .. } = &record.event {
             policy.named(*op, addresses, m.took.time);
+            let named = policy.take_named();
+            for tier in 0..2 {
+                // Copies cost the same wherever the bytes are, and are not used here.
+                let is_copy = matches!(op, Op::Copy { .. });
+                m.took.named[tier] += if is_copy { 0 } else { named[tier] };
+            }
         }
         match act {
             None => {}
@@ -262,6 +272,8 @@ impl Machine<'_> {
             Reads::Sum => near + far,
             Reads::Max => near.max(far),
         };
+        self.took.used[Tier::Vram as usize] += vram;
+        self.took.used[Tier::Host as usize] += host;
         self.took.ideal += (vram + host) / self.costs.vram;
     }
 }

@@ -155,3 +155,23 @@ fn naming_is_cheap() {
     println!("{each:?} per address");
     assert!(each.as_nanos() < 2000, "{each:?} per address");
 }
+
+/// Bytes named: of a launch what its addresses stand for, once; of a copy or memset those that it covers.
+#[test]
+fn bytes_are_counted_in_their_tier() {
+    let mut policy = Policy::new(Costs::H100);
+    let chunks = [(64 * MIB, Tier::Vram), (64 * MIB, Tier::Host)];
+    policy.allocated(GIB, 120 * MIB, &chunks, true);
+    let mut named = |op, addresses: &[u64]| {
+        policy.named(op, addresses, 0.0);
+        policy.take_named().map(|bytes| bytes / MIB)
+    };
+    assert_eq!(named(Op::Launch, &[GIB, GIB]), [64, 56]);
+    assert_eq!(named(Op::Launch, &[GIB + MIB]), [0, 0], "it is among those");
+    assert_eq!(named(Op::Graph, &[GIB]), [64, 56]);
+    let copy = Op::Copy { bytes: 10 * MIB };
+    assert_eq!(named(copy, &[GIB + 60 * MIB]), [4, 6]);
+    let fill = Op::Memset { bytes: 2 * MIB };
+    assert_eq!(named(fill, &[GIB + 100 * MIB]), [0, 2]);
+    assert_eq!(named(fill, &[9 * GIB]), [0, 0], "nobody's");
+}

@@ -87,6 +87,8 @@ pub struct Extent {
     pub again: bool,
     /// This step has come back to it.
     pub twice: bool,
+    /// Its bytes were counted for an address inside, or as the end of what was before it, and its start was not named since.
+    pub counted: bool,
     /// What the step had named when it was named last.
     pub mark: u64,
     /// A launch has ever named it.
@@ -120,6 +122,7 @@ impl Extent {
             launched: 0,
             again: false,
             twice: false,
+            counted: false,
             mark: 0,
             used: false,
             seen: 0,
@@ -339,6 +342,7 @@ impl Allocation {
             seen: 0,
             missed: 0,
             launched: old.launched,
+            counted: true,
             ..old
         };
         self.extents[index].end = address;

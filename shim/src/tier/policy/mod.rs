@@ -3,6 +3,7 @@
 //!
 //! - `extent`: which bytes an address names, and how hot they are;
 //! - `clock`: steps of the program, found in what it names;
+//! - `pace`: the bytes that operations name, and how long a step takes;
 //! - `account`: what moves have earned, against leaving all where first come, first served puts it;
 //! - `plan`: what to move now; `newcomer`: and for a new allocation; `stripe`: equally hot data, evenly;
 
@@ -10,6 +11,7 @@ mod account;
 mod clock;
 mod extent;
 mod newcomer;
+mod pace;
 mod plan;
 mod stripe;
 pub mod trace;
@@ -19,6 +21,7 @@ use greenboost_wire::ledger::Tier;
 use account::Account;
 use clock::Clock;
 use extent::Allocation;
+use pace::Pace;
 
 /// What bytes cost, measured on this machine.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,6 +113,7 @@ pub struct Policy {
     /// Addresses inside extents that were named.
     starts: Box<[Start]>,
     clock: Clock,
+    pace: Pace,
     account: Account,
     classes: newcomer::Classes,
     /// Operations so far; what tells two of them apart.
@@ -171,6 +175,7 @@ impl Policy {
             found: vec![Found::default(); FOUND].into(),
             starts: vec![Start::default(); FOUND].into(),
             clock: Clock::new(),
+            pace: Pace::default(),
             account: Account::new(costs),
             classes: newcomer::Classes::default(),
             op: 0,
@@ -265,6 +270,7 @@ impl Policy {
                 Op::Memset { bytes } => self.sweep(address, bytes, 1.0),
             }
         }
+        self.pace.at(self.clock.step(), now);
         // Within a step that does not end, a plan is worth another look now and then.
         if self.clock.traffic() / 16 > self.planned_at {
             self.stale = true;
@@ -275,6 +281,18 @@ impl Policy {
     pub fn waited(&mut self, now: f64) {
         self.account.at(now);
         self.stale |= self.clock.end();
+        self.pace.at(self.clock.step(), now);
+    }
+
+    /// Bytes that operations have named since the last time, by tier: all that an address names, whatever a kernel uses
+    /// of it, once for each operation.
+    pub fn take_named(&mut self) -> [u64; 2] {
+        self.pace.take()
+    }
+
+    /// How long a step takes, seconds; `None` while that is not known, or none is going on any more.
+    pub fn step_time(&self, now: f64) -> Option<f64> {
+        self.pace.step(now)
     }
 
     /// Steps of the program so far. A step is over when what the last one named has been named again.
@@ -376,6 +394,7 @@ impl Policy {
         let extent = &mut allocation.extents[index];
         if extent.use_once(self.op, &mut self.clock) {
             self.account.used(extent.off, 1.0);
+            self.pace.used(extent, extent.start == address);
         }
         if extent.start != address {
             return;
@@ -394,7 +413,12 @@ impl Policy {
             return;
         };
         let end = address.saturating_add(bytes);
-        for extent in &mut self.allocations[at].extents[first..] {
+        let allocation = &mut self.allocations[at];
+        for chunk in &allocation.chunks[allocation.chunks_in(address, end)] {
+            let covered = end.min(chunk.end()) - address.max(chunk.start);
+            self.pace.covered(chunk.tier, covered);
+        }
+        for extent in &mut allocation.extents[first..] {
             if extent.start >= end {
                 break;
             }
