@@ -32,8 +32,9 @@ impl Pace {
     /// such together count as the whole, once for each time that the start is named. So as long as the tensors in an
     /// allocation are being learned, all of them together count as the allocation.
     pub fn used(&mut self, extent: &mut Extent, start: bool) {
-        let before = std::mem::replace(&mut extent.counted, !start);
-        if !before && (start || extent.launched == 1) {
+        let counts = !extent.counted && (start || extent.launched == 1);
+        extent.counted = !start && (extent.counted || counts);
+        if counts {
             self.covered(Tier::Host, extent.on_host);
             self.covered(Tier::Vram, extent.length() - extent.on_host);
         }
