@@ -218,7 +218,7 @@ extern "C" fn after_fork() {
 
 extern "C" fn at_exit() {
     let Some(job) = job() else { return };
-    steward::end();
+    steward::end(job);
     freeze::announce();
     let sum = |tier| {
         (0..greenboost_wire::ledger::DEVICES)

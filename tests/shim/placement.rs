@@ -233,6 +233,38 @@ fn limits_change_under_load() {
     finish(&run, &job, running);
 }
 
+/// What the table and the summary tell of a step: the bytes that it names where they are, and how long it takes.
+#[test]
+fn what_a_step_uses_and_takes() {
+    let run = run("placement", &["paced"]).vram(62);
+    let job = run.job();
+    let mut running = run.start_in(&job);
+    running.until("~running");
+    let (index, device) = job.ledger.devices().next().expect("a device");
+    let on_host = job.ledger.live(index).bytes[1];
+    assert!(on_host > 50 * MIB);
+    soon(|| job.ledger.pace(index).step_nanos > 0);
+    std::thread::sleep(Duration::from_secs(1));
+    let pace = job.ledger.pace(index);
+    running.tell("end");
+    let steps = number(&mut running, "~steps ", 0);
+    let took = number(&mut running, "~micros ", 0) as f64;
+    let mut outcome = running.wait();
+    outcome.records = job.records();
+    run.judge_records(&outcome);
+    job.demand_sane_and_empty();
+
+    let step = pace.step_nanos as f64 / 1e3;
+    assert!((0.7..1.3).contains(&(step / took)), "{step} of {took} us");
+    let near = |bytes: u64, times: u64| bytes as f64 / (on_host * times) as f64;
+    let heat = near(pace.heat[1], 1);
+    assert!((0.8..1.2).contains(&heat), "{heat}");
+    // All that was named until the end, and what filled it before the first step.
+    let named = near(device.traffic.named_bytes[1].load(SeqCst), steps + 1);
+    assert!((0.95..1.05).contains(&named), "{named} of {steps} steps");
+    assert_eq!(job.moved(), 0, "what is used alike stays");
+}
+
 /// All goes down when the job is parked, and comes back when the program goes on.
 #[test]
 fn parked_and_woken() {

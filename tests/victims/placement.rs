@@ -20,6 +20,7 @@ fn main() {
         "busy" => busy(),
         "capture" => capture(),
         "steps" => steps(),
+        "paced" => paced(),
         "moved" => moved(),
         "edge" => edge(),
         other => panic!("{other}?"),
@@ -239,6 +240,27 @@ fn steps() {
         }
         over.store(true, SeqCst);
     });
+    model.demand_right();
+    println!("right");
+}
+
+/// A step every 20 ms until the test has seen enough; says how many they were, and what one took.
+fn paced() {
+    let gpu = Gpu::open();
+    let kernels = Kernels::load(&gpu);
+    let model = Model::new(&gpu, &kernels, 6);
+    println!("~running");
+    let over = enough();
+    let begin = Instant::now();
+    let mut steps = 0;
+    while !over.load(SeqCst) {
+        model.step(std::ptr::null_mut());
+        ok(gpu.cuda.cuCtxSynchronize());
+        std::thread::sleep(Duration::from_millis(20));
+        steps += 1;
+    }
+    println!("~steps {steps}");
+    println!("~micros {}", begin.elapsed().as_micros() / steps);
     model.demand_right();
     println!("right");
 }

@@ -38,6 +38,8 @@ const UNASKED: Duration = Duration::from_millis(3);
 /// How long no thread has synchronised, until the steward tries by itself: at first, and at most when it finds the device
 /// busy again and again.
 const WAIT_FOR_SYNC: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(32)];
+/// Between two times that the pace of the program is told.
+const TELL: Duration = Duration::from_millis(100);
 /// Between two plans.
 const PLANS: Duration = Duration::from_millis(10);
 /// The longest that moves hold the program up at once.
@@ -74,12 +76,15 @@ struct Knowledge {
     policies: Vec<(CUdevice, Policy)>,
     /// How long no thread has to have synchronised.
     wait: Duration,
+    /// When the pace was told last, nanoseconds.
+    told: u64,
     recorder: Option<Recorder>,
 }
 
 static KNOWLEDGE: Mutex<Knowledge> = Mutex::new(Knowledge {
     policies: Vec::new(),
     wait: WAIT_FOR_SYNC[0],
+    told: 0,
     recorder: None,
 });
 
@@ -173,6 +178,34 @@ impl Knowledge {
             _ => {
                 let device = map::find(address).map_or(0, |place| place.device);
                 self.policy(device)
+            }
+        }
+    }
+
+    /// Tells the job what operations have named, and now and then at what pace.
+    fn tell(&mut self, job: &Job) {
+        let now = telemetry::monotonic();
+        let is_time = now.saturating_sub(self.told) >= TELL.as_nanos() as u64;
+        if is_time {
+            self.told = now;
+        }
+        for (ordinal, policy) in &mut self.policies {
+            let Some(device) = device::known(*ordinal) else {
+                continue;
+            };
+            let counters = &device.entry(job).traffic.named_bytes;
+            for (counter, bytes) in counters.iter().zip(policy.take_named()) {
+                if bytes > 0 {
+                    counter.fetch_add(bytes, Relaxed);
+                }
+            }
+            if is_time {
+                let step = policy.step_time(now as f64 * 1e-9);
+                let pace = Pace {
+                    heat: [Tier::Vram, Tier::Host].map(|tier| policy.heat(tier) as u64),
+                    step_nanos: step.map_or(0, |seconds| (seconds * 1e9) as u64),
+                };
+                job.place.set_pace(device.index, pace);
             }
         }
     }
@@ -373,11 +406,22 @@ pub fn start(job: &'static Job) {
     });
 }
 
-/// The process ends: waits, for a bounded time, until nothing moves.
-pub fn end() {
+/// The process ends: waits, for a bounded time, until nothing moves, and takes in what was noted last.
+pub fn end(job: &Job) {
     ENDING.store(true, SeqCst);
     let deadline = Instant::now() + Duration::from_secs(1);
-    while try_knowledge().is_none() && Instant::now() < deadline {
+    loop {
+        if let Some(mut knowledge) = try_knowledge() {
+            if process::live().is_some() {
+                knowledge.hear();
+                knowledge.look(job);
+                knowledge.tell(job);
+            }
+            return;
+        }
+        if Instant::now() >= deadline {
+            return;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -416,15 +460,7 @@ fn turn(job: &Job) {
         };
         SEEN.store(telemetry::monotonic(), Relaxed);
     }
-    for (ordinal, policy) in &knowledge.policies {
-        if let Some(device) = device::known(*ordinal) {
-            let pace = Pace {
-                heat: [Tier::Vram, Tier::Host].map(|tier| policy.heat(tier) as u64),
-                step_nanos: 0,
-            };
-            job.place.set_pace(device.index, pace);
-        }
-    }
+    knowledge.tell(job);
     if let Some(device) = device::all().next() {
         let waited = &device.entry(job).traffic.waited_nanos;
         waited.fetch_add(gate::take_waited(), Relaxed);
