@@ -199,8 +199,8 @@ pub fn add_rates(fields: &mut Value, rates: &BTreeMap<usize, Rates>) {
         device["demoted_per_second"] = rates.demoted.into();
         device["moving"] = rates.moving.into();
         device["waiting"] = rates.waiting.into();
-        if let Some(read) = rates.read {
-            device["host_named_per_second"] = read.into();
+        if let Some(named) = rates.named {
+            device["host_named_per_second"] = named.into();
         }
     });
 }

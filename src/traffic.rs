@@ -31,7 +31,7 @@ pub struct Traffic {
     pub wait_nanos: u64,
     /// Bytes that operations named in VRAM.
     pub vram_named_bytes: u64,
-    /// Those in host memory: no more than that crossed the link.
+    /// Those in host memory. Kernels need not read all of it, and may read it more than once.
     pub host_named_bytes: u64,
     /// Bytes in VRAM that a step uses.
     pub vram_heat: u64,
@@ -82,7 +82,7 @@ pub struct Rates {
     /// Bytes sent to host memory.
     pub demoted: u64,
     /// Bytes that operations named in host memory, where it is known what the link can carry: no more than that.
-    pub read: Option<u64>,
+    pub named: Option<u64>,
     /// The part of the time in which the device was held for moves.
     pub moving: f64,
     /// Seconds that calls waited, all threads together.
@@ -141,7 +141,7 @@ fn between(before: &Traffic, after: &Traffic, seconds: f64, ceiling: Option<u64>
     Rates {
         promoted: bytes(|t| t.promoted_bytes),
         demoted: bytes(|t| t.demoted_bytes),
-        read: ceiling.map(|_| bytes(|t| t.host_named_bytes)),
+        named: ceiling.map(|_| bytes(|t| t.host_named_bytes)),
         moving: (per_second(|t| t.move_nanos) / 1e9).min(1.0),
         waiting: per_second(|t| t.wait_nanos) / 1e9,
     }
@@ -191,14 +191,14 @@ mod tests {
         let expected = Rates {
             promoted: 10,
             demoted: 100,
-            read: Some(70),
+            named: Some(70),
             moving: 0.02,
             waiting: 3.0,
         };
         assert_eq!(rates, expected);
-        assert_eq!(meter.rates(|_| Some(50))[&0].read, Some(50));
+        assert_eq!(meter.rates(|_| Some(50))[&0].named, Some(50));
         let unknown = meter.rates(|_| None)[&0];
-        assert_eq!((unknown.demoted, unknown.read), (400, None));
+        assert_eq!((unknown.demoted, unknown.named), (400, None));
     }
 
     #[test]

@@ -40,13 +40,17 @@ fn of(device: &DeviceSnapshot, running: Duration, ceiling: Option<u64>) -> Vec<S
         let moves = count(traffic.moves_abandoned, "move was", "moves were");
         lines.push(format!("{moves} given up: the GPU did not become idle"));
     }
-    if let Some(rate) = ceiling.filter(|_| traffic.host_named_bytes > 0) {
+    if traffic.host_named_bytes > 0 {
+        let named = format!(
+            "operations named {} in RAM",
+            human(traffic.host_named_bytes)
+        );
         // Operations need not use all that they name.
-        let most = (rate as f64 * running.as_secs_f64()) as u64;
-        lines.push(format!(
-            "operations used up to {} of RAM over the link",
-            human(traffic.host_named_bytes.min(most))
-        ));
+        let most = ceiling.map(|rate| (rate as f64 * running.as_secs_f64()) as u64);
+        lines.push(match most.filter(|most| *most < traffic.host_named_bytes) {
+            Some(most) => format!("{named}, of which the link carried {} at most", human(most)),
+            None => named,
+        });
     }
     if traffic.wait_nanos > 0 {
         let waited = Duration::from_nanos(traffic.wait_nanos);
@@ -84,11 +88,16 @@ mod tests {
             [
                 "GPU 0: moved 3.0 GiB in, 2.0 GiB out: 0.9 s, 1.5 % of the time",
                 "GPU 0: 2 moves were given up: the GPU did not become idle",
-                "GPU 0: operations used up to 60.0 GiB of RAM over the link",
+                "GPU 0: operations named 1.0 PiB in RAM, of which the link carried 60.0 GiB at most",
                 "GPU 0: launches waited 1.5 s in all",
             ]
         );
-        assert_eq!(costs(&snapshot, minute, |_| None).len(), 3);
+        for rate in [None, Some(1 << 50)] {
+            assert_eq!(
+                costs(&snapshot, minute, |_| rate)[2],
+                "GPU 0: operations named 1.0 PiB in RAM"
+            );
+        }
         snapshot.devices[0].traffic = Traffic::default();
         assert!(costs(&snapshot, minute, |_| Some(1)).is_empty());
     }

@@ -28,7 +28,7 @@ struct Row<'a> {
 /// Heads of columns that words can stand for.
 pub(super) const PER_STEP: &str = "per step";
 /// As above.
-pub(super) const READ: &str = "read GB/s";
+pub(super) const NAMED: &str = "named GB/s";
 
 /// Columns that belong together: each a head and a cell for each line.
 type Columns = Vec<(&'static str, Vec<String>)>;
@@ -64,7 +64,7 @@ impl View<'_> {
         for more in [
             self.move_columns(devices, &rows),
             self.heat_columns(devices, &rows),
-            self.read_columns(devices, &rows),
+            self.name_columns(devices, &rows),
         ] {
             let all = [&columns, &more, &link].map(width_of).iter().sum::<usize>();
             if !more.is_empty() && name_width + all + gap + BAR_KEPT <= most {
@@ -167,26 +167,26 @@ impl View<'_> {
             return Vec::new();
         }
         let heat = |r: &Row| match r.is_vram {
-            true => r.device.traffic.vram_heat,
-            false => r.device.traffic.host_heat,
+            true => human(r.device.traffic.vram_heat),
+            false => self.step_host(r.device),
         };
-        let cells = rows.iter().map(|r| human(heat(r))).collect();
+        let cells = rows.iter().map(heat).collect();
         vec![(PER_STEP, cells)]
     }
 
     /// What operations name in host memory.
-    fn read_columns(&self, devices: &[DeviceSnapshot], rows: &[Row]) -> Columns {
-        let read = |d: &DeviceSnapshot| self.rates.get(&d.device)?.read;
-        let is_known = |d: &DeviceSnapshot| d.traffic.host_named_bytes > 0 && read(d).is_some();
+    fn name_columns(&self, devices: &[DeviceSnapshot], rows: &[Row]) -> Columns {
+        let named = |d: &DeviceSnapshot| self.rates.get(&d.device)?.named;
+        let is_known = |d: &DeviceSnapshot| d.traffic.host_named_bytes > 0 && named(d).is_some();
         if !devices.iter().any(is_known) {
             return Vec::new();
         }
         let cell = |r: &Row| {
-            read(r.device)
+            named(r.device)
                 .filter(|_| !r.is_vram)
                 .map_or(String::new(), gb)
         };
-        vec![(READ, rows.iter().map(cell).collect())]
+        vec![(NAMED, rows.iter().map(cell).collect())]
     }
 }
 

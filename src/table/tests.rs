@@ -182,7 +182,7 @@ fn moving() -> Snapshot {
 const RATES: Rates = Rates {
     promoted: 1_234_000_000,
     demoted: 820_000_000,
-    read: Some(46_100_000_000),
+    named: Some(46_100_000_000),
     moving: 0.0131,
     waiting: 0.0034,
 };
@@ -234,9 +234,9 @@ a step of 143 ms uses 10.0 GiB VRAM, 6.2 GiB RAM"
     assert_eq!(
         text(200),
         "\
-greenboost  1:30                                                  used        allocs  moved in  out GB/s  per step  read GB/s  PCIe in  out GB/s
+greenboost  1:30                                                  used        allocs  moved in  out GB/s  per step  named GB/s  PCIe in  out GB/s
 GPU 0 VRAM  ███████████████████████████████████████▉  10.0 of 10.0 GiB  99 %      12       1.2       0.8  10.0 GiB
-GPU 0 RAM   ██▉░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░   6.2 of 84.0 GiB   7 %    1234       0.8       1.2   6.2 GiB       46.1     51.2       0.1
+GPU 0 RAM   ██▉░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░   6.2 of 84.0 GiB   7 %    1234       0.8       1.2   6.2 GiB        46.1     51.2       0.1
 6.2 GiB spilled; link busy 81 %; about 131 of each 143 ms
 moves 1.2 GB/s in, 0.8 out, 1.3 % of the time; launches wait 3.4 ms a second"
     );
@@ -273,13 +273,10 @@ fn without_the_drivers_counter() {
     let mut view = moving_view(&snapshot);
     view.links.clear();
     let text = view.lines(80, 9, PLAIN).join("\n");
-    assert!(
-        text.contains("up to 46.1 GB/s read over the link"),
-        "{text}"
-    );
+    assert!(text.contains("46.1 GB/s named in RAM"), "{text}");
     let text = view.lines(110, 9, PLAIN).join("\n");
     assert!(
-        text.contains("read GB/s\n") && !text.contains("up to"),
+        text.contains("named GB/s\n") && !text.contains("named in RAM"),
         "{text}"
     );
 }
@@ -290,7 +287,11 @@ fn no_part_is_larger_than_the_whole() {
     let mut snapshot = moving();
     snapshot.devices[0].traffic.step_nanos = 5_000_000;
     let text = view_of(&snapshot);
-    assert!(text.contains("about 5.0 of each 5.0 ms"), "{text}");
+    assert!(text.contains("up to 5.0 of each 5.0 ms"), "{text}");
+    assert!(
+        text.contains("a step of 5.0 ms uses 10.0 GiB VRAM, up to 300.5 MiB RAM"),
+        "{text}"
+    );
     snapshot.devices[0].traffic.step_nanos = 3_000_000_000;
     let text = view_of(&snapshot);
     assert!(text.contains("about 0.1 of each 3.0 s"), "{text}");

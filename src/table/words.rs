@@ -1,7 +1,7 @@
 //! What the figures mean, in words below the lines of the tiers.
 
 use super::View;
-use super::columns::{PER_STEP, READ};
+use super::columns::{NAMED, PER_STEP};
 use crate::size::human;
 use crate::snapshot::DeviceSnapshot;
 use crate::traffic::{Rates, Traffic};
@@ -59,13 +59,17 @@ impl View<'_> {
                 step_nanos,
                 ..
             } = d.traffic;
-            let reading = (host_heat as f64 / rate).min(step_nanos as f64 / 1e9);
+            let reading = host_heat as f64 / rate;
             (host_heat > 0 && step_nanos > 0).then_some((reading, step_nanos as f64 / 1e9))
         });
         if let Some((reading, step)) = steps.max_by(|a, b| a.0.total_cmp(&b.0)) {
             let (times, decimals, _) = unit(step);
-            let part = reading * times;
-            return Some(format!("about {part:.decimals$} of each {}", time(step)));
+            // A step that is shorter than that does not read all that it names.
+            let (word, part) = match reading > step {
+                true => ("up to", step * times),
+                false => ("about", reading * times),
+            };
+            return Some(format!("{word} {part:.decimals$} of each {}", time(step)));
         }
         // What each device has spilled crosses its own link.
         let pass = rated
@@ -113,12 +117,9 @@ impl View<'_> {
         }
         // Where the driver counts what the link carries, that is in the columns.
         let is_counted = devices.iter().any(|d| self.link(d).received.is_some());
-        let read: u64 = rates.clone().filter_map(|r| r.read).sum();
-        if read > 0 && !is_counted && !columns.contains(&READ) {
-            parts.push(format!(
-                "up to {:.1} GB/s read over the link",
-                read as f64 / 1e9
-            ));
+        let named: u64 = rates.clone().filter_map(|r| r.named).sum();
+        if named > 0 && !is_counted && !columns.contains(&NAMED) {
+            parts.push(format!("{:.1} GB/s named in RAM", named as f64 / 1e9));
         }
         if let [one] = &devices[..]
             && one.traffic.step_nanos > 0
@@ -129,7 +130,7 @@ impl View<'_> {
                 "a step of {} uses {} VRAM, {} RAM",
                 time(step),
                 human(one.traffic.vram_heat),
-                human(one.traffic.host_heat)
+                self.step_host(one)
             ));
         }
         let mut lines: Vec<String> = Vec::new();
@@ -143,6 +144,20 @@ impl View<'_> {
         }
         lines.truncate(room);
         lines
+    }
+
+    /// What a step uses of host memory: no more than its link carries meanwhile.
+    pub(super) fn step_host(&self, device: &DeviceSnapshot) -> String {
+        let Traffic {
+            host_heat,
+            step_nanos,
+            ..
+        } = device.traffic;
+        let carried = |rate: u64| (rate as f64 * (step_nanos as f64 / 1e9)) as u64;
+        match self.link(device).rate.map(carried) {
+            Some(most) if most < host_heat => format!("up to {}", human(most)),
+            _ => human(host_heat),
+        }
     }
 
     /// What the link of a device carries when a kernel reads over it: as it was measured, or as it is built.

@@ -99,7 +99,7 @@ fn while_it_runs_and_afterwards() {
                 "{text}"
             );
             // The link carries 63 GB/s.
-            assert_eq!(text.contains("read GB/s"), columns == 200, "{text}");
+            assert_eq!(text.contains("named GB/s"), columns == 200, "{text}");
             assert!(columns != 200 || text.contains(" 63.0 "), "{text}");
             let lines: Vec<&str> = text.lines().collect();
             let start = lines.iter().rposition(|l| l.starts_with("greenboost "));
@@ -123,7 +123,7 @@ fn while_it_runs_and_afterwards() {
         for part in [
             "GPU 0: moved ",
             " % of the time\n",
-            "GPU 0: operations used up to ",
+            "GPU 0: operations named ",
             "GPU 0: launches waited ",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");

@@ -20,8 +20,8 @@ pub struct Traffic {
     pub move_nanos: AtomicU64,
     /// How long calls of the program waited at the gate, all threads together, nanoseconds.
     pub waited_nanos: AtomicU64,
-    /// Bytes that operations named in each tier, by [`super::Tier`]. Those on Host cross the link, if the operation reads
-    /// or writes all that it names: an estimate from above.
+    /// Bytes that operations named in each tier, by [`super::Tier`], while anything was outside VRAM. A kernel need not use
+    /// all that it names, and may read it more than once; of what is on Host each time crosses the link.
     pub named_bytes: [AtomicU64; 2],
 }
 
