@@ -21,6 +21,7 @@ fn main() {
         "capture" => capture(),
         "steps" => steps(),
         "paced" => paced(),
+        "many" => many(),
         "moved" => moved(),
         "edge" => edge(),
         other => panic!("{other}?"),
@@ -244,7 +245,7 @@ fn steps() {
     println!("right");
 }
 
-/// A step every 20 ms until the test has seen enough; says how many they were, and what one took.
+/// A step every 100 ms until the test has seen enough; says how many they were.
 fn paced() {
     let gpu = Gpu::open();
     let kernels = Kernels::load(&gpu);
@@ -256,12 +257,47 @@ fn paced() {
     while !over.load(SeqCst) {
         model.step(std::ptr::null_mut());
         ok(gpu.cuda.cuCtxSynchronize());
-        std::thread::sleep(Duration::from_millis(20));
         steps += 1;
+        let next = Duration::from_millis(100 * steps);
+        std::thread::sleep(next.saturating_sub(begin.elapsed()));
     }
     println!("~steps {steps}");
-    println!("~micros {}", begin.elapsed().as_micros() / steps);
     model.demand_right();
+    println!("right");
+}
+
+/// Many allocations, all used every 20 ms, as often as the test says: 20,000 launches a second. Meanwhile it rests.
+fn many() {
+    const SMALL: usize = 2 * MIB;
+    let gpu = Gpu::open();
+    let kernels = Kernels::load(&gpu);
+    let null = std::ptr::null_mut();
+    let all: Vec<CUdeviceptr> = (0..400).map(|_| gpu.alloc(SMALL)).collect();
+    all.iter().for_each(|p| kernels.fill(&gpu, null, *p, 1, 0));
+    let mut turns = 0;
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        ok(gpu.cuda.cuCtxSynchronize());
+        println!("~rests {turns}");
+        let line = lines.next().and_then(Result::ok);
+        let Some(more) = line.and_then(|line| line.parse::<u64>().ok()) else {
+            break;
+        };
+        let begin = Instant::now();
+        for turn in 1..=more {
+            all.iter().for_each(|p| kernels.add(&gpu, null, *p, 1, 1));
+            if turn % 10 == 0 {
+                ok(gpu.cuda.cuCtxSynchronize());
+            }
+            let next = Duration::from_millis(20 * turn);
+            std::thread::sleep(next.saturating_sub(begin.elapsed()));
+        }
+        turns += more;
+    }
+    for p in all {
+        let word = u64::from_ne_bytes(gpu.read(p, 8).try_into().unwrap());
+        assert_eq!(word, Kernels::filled(0, 0).wrapping_add(turns));
+    }
     println!("right");
 }
 

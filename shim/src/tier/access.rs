@@ -1,5 +1,6 @@
 //! What operations touch: each launch, copy and memset notes the addresses of owned memory that it names, in a ring of its
-//! own thread. The steward reads the rings. Nothing here waits, locks or writes to a line that other threads write.
+//! own thread. The steward reads the rings. Nothing here waits, locks or writes to a line that other threads write; only
+//! when the steward rests, the next note wakes it.
 //!
 //! Notes are made only while something is placed outside VRAM, or recorded: until then an operation pays for the gate.
 
@@ -13,7 +14,7 @@ use greenboost_abi::CUfunction;
 use super::args;
 use super::chunk::GRAIN;
 use super::gate::{self, Slot};
-use crate::driver;
+use crate::{driver, process};
 
 /// What kind of operation made a note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,22 @@ pub fn own(base: u64, span: u64, ours: bool) {
 static NOTING: AtomicBool = AtomicBool::new(false);
 /// Whether each note says when.
 static TIMED: AtomicBool = AtomicBool::new(false);
+
+/// Whether whoever reads the notes rests until there is one.
+static RESTING: AtomicBool = AtomicBool::new(false);
+
+/// Whoever reads rests from now on, and the next note is to wake it; or does so no more. A note that is made at this very
+/// moment may not: the one after it does.
+pub fn rest(on: bool) {
+    RESTING.store(on, SeqCst);
+}
+
+#[cold]
+fn wake() {
+    if let Some(ledger) = process::ledger() {
+        ledger.wake();
+    }
+}
 
 /// Begins or ends making notes.
 pub fn note(on: bool) {
@@ -153,6 +170,9 @@ impl Note<'_> {
             | who & ((1 << 48) - 1);
         self.ring.words[self.head as usize % RING].store(header, Relaxed);
         self.ring.head.store(self.at, Release);
+        if RESTING.load(Relaxed) {
+            wake();
+        }
     }
 }
 
@@ -273,6 +293,15 @@ pub struct Said<'a> {
     pub when: u64,
     /// Addresses; of copies each followed by its bytes.
     pub words: &'a [u64],
+}
+
+/// Whether there is anything to read.
+pub fn unread() -> bool {
+    gate::slots().any(|slot| {
+        // SAFETY: rings are never freed.
+        let ring = unsafe { slot.notes.load(Acquire).as_ref() };
+        ring.is_some_and(|ring| ring.head.load(Acquire) != ring.tail.load(Relaxed))
+    })
 }
 
 /// Reads all notes, thread by thread, and forgets them. An operation that finds no room for its note goes without.

@@ -29,7 +29,9 @@ use record::Recorder;
 
 /// Between two looks at the notes while operations are noted.
 const LOOK: Duration = Duration::from_millis(4);
-/// Between two looks while nothing is.
+/// So many looks that find nothing make it rest.
+const IDLE: u32 = 5;
+/// Between two looks while it rests, unless a note wakes it.
 const REST: Duration = Duration::from_millis(200);
 /// How long a thread of the program that has just synchronised lets the rest of the device drain.
 const SYNCED: Duration = Duration::from_millis(1);
@@ -132,8 +134,8 @@ impl Knowledge {
         }
     }
 
-    /// Takes in what operations have named.
-    fn look(&mut self, job: &Job) {
+    /// Takes in what operations have named. Returns whether any has.
+    fn look(&mut self, job: &Job) -> bool {
         let (now, mut any) = (now(), false);
         let mut recorder = self.recorder.take();
         access::read(|thread, said| {
@@ -169,6 +171,7 @@ impl Knowledge {
         if any && PARKED.swap(false, SeqCst) {
             job.place.woken();
         }
+        any
     }
 
     /// The policy of the device that an address is on.
@@ -432,22 +435,26 @@ fn work(job: &'static Job) {
         knowledge().recorder = Some(recorder);
         access::note(true);
     }
+    let mut idle = 0;
     while !ENDING.load(SeqCst) {
-        let pause = if access::noting() { LOOK } else { REST };
-        demands.wait(pause);
+        let rests = idle >= IDLE || !access::noting();
+        access::rest(rests);
+        let is_idle = rests && !access::unread();
+        demands.wait(if is_idle { REST } else { LOOK });
+        access::rest(false);
         if process::live().is_none() || ENDING.load(SeqCst) {
             return;
         }
         demands.meet(job);
-        turn(job);
+        idle = if turn(job) { 0 } else { idle + 1 };
     }
 }
 
-/// One look at what is new.
-fn turn(job: &Job) {
+/// One look at what is new. Returns whether operations have named anything.
+fn turn(job: &Job) -> bool {
     let mut knowledge = knowledge();
     knowledge.hear();
-    knowledge.look(job);
+    let any = knowledge.look(job);
     if automatic(job) {
         access::note(access::recording() || any_on_host(job));
     }
@@ -465,6 +472,7 @@ fn turn(job: &Job) {
         let waited = &device.entry(job).traffic.waited_nanos;
         waited.fetch_add(gate::take_waited(), Relaxed);
     }
+    any
 }
 
 fn any_on_host(job: &Job) -> bool {

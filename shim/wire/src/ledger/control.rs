@@ -150,6 +150,11 @@ impl Ledger {
         wait_on(&self.changes, seen, longest);
     }
 
+    /// Ends all such waits, though nothing has changed.
+    pub fn wake(&self) {
+        wake(&self.changes);
+    }
+
     /// What each living process said last.
     pub fn answers(&self) -> Vec<Answer> {
         self.answers_of(|_| true)
