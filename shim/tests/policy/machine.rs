@@ -118,10 +118,10 @@ pub fn run_watched(
         if let Event::Named { op, addresses, .. } = &record.event {
             policy.named(*op, addresses, m.took.time);
             let named = policy.take_named();
-            for tier in 0..2 {
-                // Copies cost the same wherever the bytes are, and are not used here.
-                let is_copy = matches!(op, Op::Copy { .. });
-                m.took.named[tier] += if is_copy { 0 } else { named[tier] };
+            // Copies cost the same wherever the bytes are, and are not used here.
+            if !matches!(op, Op::Copy { .. }) {
+                m.took.named[0] += named[0];
+                m.took.named[1] += named[1];
             }
         }
         match act {
