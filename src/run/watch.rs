@@ -187,8 +187,10 @@ impl Watch {
                 }
             }
             // What dead processes held is free again. Not what the program itself held when it ended: that is the
-            // summary's, so if it has ended between our two looks, the earlier one counts.
-            self.job.ledger.reap();
+            // summary's, and it may be a while from its end until we hear of it.
+            self.job
+                .ledger
+                .reap_but(child.pid().as_raw().cast_unsigned());
             if let Some(status) = child.attend() {
                 self.listen();
                 return (status, snapshot);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::{Ledger, REAPING};
+use super::{Ledger, REAPING, Seat};
 use crate::alive;
 use crate::sync::process_id;
 
@@ -12,6 +12,15 @@ impl Ledger {
     /// Any process of the job may call it at any time. A reaper that dies half-way is itself reaped.
     pub fn reap(&self) -> usize {
         self.reap_with(alive::start_time)
+    }
+
+    /// The same, but what the process `last` held when it ended stays: its parent, who is about to hear of its end, has to
+    /// tell of that.
+    pub fn reap_but(&self, last: u32) -> usize {
+        let sat = |seat: &&Seat| seat.owner.load(SeqCst) == u64::from(last);
+        let began = |seat: &Seat| seat.start.load(SeqCst);
+        let ended = || self.used_seats().iter().find(sat).map(began);
+        self.reap_with(|pid| alive::start_time(pid).or_else(|| (pid == last).then(ended).flatten()))
     }
 
     pub(crate) fn reap_with(&self, start_time: impl Fn(u32) -> Option<u64>) -> usize {

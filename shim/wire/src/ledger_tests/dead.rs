@@ -36,9 +36,12 @@ fn the_dead_are_reaped() {
     }
     let place = Place::take(map).unwrap();
     assert_eq!(map.reap(), 0);
+    assert_eq!(map.reap_but(child.id()), 0);
     assert!(place.reserve(Tier::Vram, 0, 200).is_err());
     child.kill().unwrap();
     child.wait().unwrap();
+    assert_eq!(map.reap_but(child.id()), 0, "it is still to be told of");
+    assert_eq!(map.used(Tier::Vram, 0), 900);
     place.reserve(Tier::Vram, 0, 1000).unwrap();
     assert_eq!(map.seats().len(), 1);
 }
