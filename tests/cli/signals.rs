@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ fn start(env: &TestEnv, script: &str) -> (Child, BufReader<ChildStdout>) {
         .run_script(script)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        // A group that nobody outside of it is the parent of does not stop (POSIX): whoever runs the tests may be gone.
+        .process_group(0)
         .spawn()
         .unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
