@@ -203,8 +203,7 @@ fn come_and_go() {
                 gpu.enter();
                 let stream = gpu.stream(CU_STREAM_NON_BLOCKING);
                 let wrong = gpu.alloc(8);
-                ok(cuda.cuMemsetD8_v2(wrong, 0, 8));
-                ok(cuda.cuStreamSynchronize(stream));
+                gpu.write(wrong, &[0; 8]);
                 let mut round = 0;
                 while !over.load(SeqCst) {
                     let words = (4 << 20) / 8;
