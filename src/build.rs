@@ -39,6 +39,7 @@ fn main() {
         "shim/symbols.txt",
         "shim/abi",
         "shim/wire",
+        "assets/shim.ptx",
         "tests/fake-cuda/Cargo.toml",
         "tests/fake-cuda/src",
     ] {

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::OWN_ERROR;
 use crate::size::{self, Amount};
+use crate::spill::{self, Spill};
 
 /// Run an unmodified CUDA program with VRAM and host RAM as one GPU memory
 #[derive(Debug, Parser)]
@@ -118,7 +119,7 @@ pub struct RunArgs {
 
     /// Where allocations go when VRAM is full: `ram`, or `off` (out of VRAM is out of memory) [default: ram]
     #[arg(long, value_name = "ram|off", env = "GREENBOOST_SPILL", hide_env = true,
-          value_parser = parse_spill)]
+          value_parser = OsStringValueParser::new().try_map(spill::parse))]
     pub spill: Option<Spill>,
 
     /// Memory that the program is told it has: VRAM and host RAM together, or the VRAM limit alone [default: extended]
@@ -193,15 +194,6 @@ pub struct RunArgs {
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM", num_args = 1..,
           value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
-}
-
-/// `--spill`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spill {
-    /// To host RAM.
-    Ram,
-    /// Nowhere.
-    Off,
 }
 
 /// `--report`.
@@ -409,19 +401,6 @@ pub enum Only {
 pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
-}
-
-fn parse_spill(text: &str) -> Result<Spill, String> {
-    match text {
-        "ram" => Ok(Spill::Ram),
-        "off" => Ok(Spill::Off),
-        _ if text == "nvme" || text.starts_with("nvme:") => Err(format!(
-            "'{text}' is not possible yet, there is no NVMe tier in this version: use 'ram' or 'off'"
-        )),
-        _ => Err(format!(
-            "'{text}' is not a place to spill to: use 'ram' or 'off'"
-        )),
-    }
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

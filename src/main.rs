@@ -27,6 +27,7 @@ mod selftest; // `greenboost selftest`
 mod selftest_program; // the CUDA program that it runs
 mod size; // 20G, 80%
 mod snapshot; // the ledger at one moment
+mod spill; // ram, nvme:DIR
 mod summary; // what remains to be said at the end
 mod table; // the table, as lines
 mod target; // the program: where is it, what is it, where does it get CUDA from?

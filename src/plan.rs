@@ -2,9 +2,10 @@
 
 use greenboost_wire::ledger::{Placement, Report, Settings, Staging, VramLimit};
 
-use crate::cli::{PlacementArg, ReportArg, RunArgs, Spill, StagingArg};
+use crate::cli::{PlacementArg, ReportArg, RunArgs, StagingArg};
 use crate::machine::Machine;
 use crate::size::{Amount, human, part_of, share};
+use crate::spill::Spill;
 
 /// Part of the available host memory that a job may pin unless it is told otherwise, in hundredths of a per cent.
 /// Pinned memory cannot be swapped, so the rest of the machine needs its share.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use greenboost_wire::ledger::Settings;
+use greenboost_wire::nvme::NVME_ENV;
 use greenboost_wire::{JOB_ENV, TRACE_ENV};
 use nix::sys::stat::{SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
@@ -25,6 +26,7 @@ use crate::machine::Machine;
 use crate::plan::{self, Plan};
 use crate::screen::{Screen, Terminal};
 use crate::snapshot::Snapshot;
+use crate::spill::{self, Spill};
 use crate::summary::Means;
 use crate::table::{self, Style};
 use crate::target::{self, Target, Verdict};
@@ -56,10 +58,16 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     }
 
     let plan = Plan::new(args, &Machine::look());
-    for note in &plan.notes {
+    let disk = match &args.spill {
+        Some(Spill::Nvme(nvme)) => Some(spill::prepare(nvme)?),
+        _ => None,
+    };
+    let notes = disk.iter().flat_map(|disk| &disk.note);
+    for note in plan.notes.iter().chain(notes) {
         say(note);
     }
-    if let Some(warning) = probe::warning(&plan.settings, &[]) {
+    let dirs = disk.iter().map(|disk| (disk.nvme.dir.clone(), disk.bytes));
+    if let Some(warning) = probe::warning(&plan.settings, &Vec::from_iter(dirs)) {
         say(&warning);
     }
     let sink = match &args.json {
@@ -77,6 +85,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     }
     let mut env = vec![(JOB_ENV, job.dir().into()), (PRELOAD, preload(&shim))];
     env.extend(trace.map(|file| (TRACE_ENV, file.into())));
+    env.extend(disk.map(|disk| (NVME_ENV, disk.nvme.encode())));
     let launch = Launch {
         path: &path,
         command: &args.command,
@@ -205,6 +214,9 @@ fn join(args: &RunArgs, path: &Path, dir: &Path, settings: &Settings) -> anyhow:
             plan::describe(settings),
             lost.join(" and ")
         ));
+    }
+    if matches!(args.spill, Some(Spill::Nvme(_))) {
+        say("inside another greenboost run, --spill nvme has no effect: the outer one decides");
     }
     if args.json.is_some() {
         say("inside another greenboost run, --json has no effect: the outer one keeps the records");

@@ -14,6 +14,8 @@ use crate::hooks::real;
 use crate::tier::map::Handle;
 
 pub mod graph;
+pub mod kernel;
+pub mod queue;
 
 /// A `CUresult` other than success.
 pub type Error = CUresult;
@@ -87,7 +89,11 @@ uses! {
     fn cuStreamGetCtx(stream: CUstream, context: *mut CUcontext);
     fn cuEventCreate(event: *mut CUevent, flags: c_uint);
     fn cuEventRecord(event: CUevent, stream: CUstream);
+    fn cuEventRecord_ptsz(event: CUevent, stream: CUstream);
     fn cuEventQuery(event: CUevent);
+    fn cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent);
+    fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int);
+    fn cuStreamCreateWithPriority(stream: *mut CUstream, flags: c_uint, priority: c_int);
     fn cuEventDestroy_v2(event: CUevent);
     fn cuDeviceGetMemPool(pool: *mut CUmemoryPool, device: CUdevice);
     fn cuDeviceGetDefaultMemPool(pool: *mut CUmemoryPool, device: CUdevice);
@@ -96,6 +102,7 @@ uses! {
     fn cuMemAddressFree(address: CUdeviceptr, size: usize);
     fn cuStreamSynchronize(stream: CUstream);
     fn cuStreamSynchronize_ptsz(stream: CUstream);
+    fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const CUmemLocation, address: CUdeviceptr);
     fn cuMemSetAccess(address: CUdeviceptr, size: usize, access: *const CUmemAccessDesc, count: usize);
     fn cuMemsetD8Async(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream);
     fn cuMemsetD2D8Async(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream);
@@ -139,6 +146,8 @@ uses! {
     fn cuGraphNodeSetParams(node: CUgraphNode, params: *const CUgraphNodeParams);
     fn cuFuncGetParamInfo(function: *mut c_void, index: usize, offset: *mut usize, size: *mut usize);
     fn cuKernelGetParamInfo(kernel: *mut c_void, index: usize, offset: *mut usize, size: *mut usize);
+    fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);
+    fn cuFuncLoad(function: CUfunction);
     fn nvmlDeviceGetUUID(device: nvmlDevice_t, text: *mut c_char, length: c_uint);
 }
 
@@ -507,6 +516,10 @@ pub unsafe fn release(handle: CUmemGenericAllocationHandle) -> Result<()> {
 /// that are as odd as these upper halves.
 const ODD: std::ops::Range<u64> = 0x2b67_0000_0000..0x2bff_0000_0000;
 
+/// Left free behind each range, so that an address a little beside one range is not in the next: what is looked for in
+/// memory is padded by half of this on either side (`staging::escape`).
+pub const GAP: u64 = 4 << 20;
+
 /// Reserves a virtual range, aligned to 2 MiB.
 pub fn reserve(size: usize) -> Result<CUdeviceptr> {
     static NEXT: AtomicU64 = AtomicU64::new(ODD.start);
@@ -514,7 +527,7 @@ pub fn reserve(size: usize) -> Result<CUdeviceptr> {
     let span = (size as u64).next_multiple_of(grain);
     let turn = |at: u64| {
         let start = if at + span <= ODD.end { at } else { ODD.start };
-        Some(start + span)
+        Some(start + span + GAP)
     };
     let at = NEXT.fetch_update(SeqCst, SeqCst, turn).unwrap_or(0);
     let wish = if at + span <= ODD.end { at } else { ODD.start };
@@ -596,6 +609,27 @@ pub unsafe fn set_access(
 ) -> Result<()> {
     // SAFETY: the caller's promise.
     unsafe { set_rights(address, size, devices, CU_MEM_ACCESS_FLAGS_PROT_READWRITE) }
+}
+
+/// The allocation of the driver's own that an address is in: its start and its bytes. Needs a current context.
+pub fn extent(address: CUdeviceptr) -> Result<(CUdeviceptr, usize)> {
+    let (mut base, mut bytes) = (0, 0);
+    // SAFETY: writes one address and one size.
+    check(unsafe { real::cuMemGetAddressRange_v2(&mut base, &mut bytes, address) })?;
+    Ok((base, bytes))
+}
+
+/// Whether a device can read mapped memory at an address.
+pub fn readable(address: CUdeviceptr, device: CUdevice) -> bool {
+    let (mut flags, location) = (
+        0,
+        CUmemLocation {
+            type_: CU_MEM_LOCATION_TYPE_DEVICE,
+            id: device,
+        },
+    );
+    // SAFETY: writes one word; of an address where nothing is mapped the driver knows nothing.
+    unsafe { raw::cuMemGetAccess(&mut flags, &location, address) == CUDA_SUCCESS && flags & 1 != 0 }
 }
 
 /// Takes that right from these devices.

@@ -15,7 +15,7 @@ use greenboost_wire::record::Kind;
 use greenboost_wire::{CONTROL_SOCKET, JOB_ENV, LEDGER_FILE};
 
 use crate::hooks::real;
-use crate::tier::steward;
+use crate::tier::{staging, steward};
 use crate::{driver, freeze, telemetry};
 
 const UNASKED: u8 = 0;
@@ -206,6 +206,11 @@ pub fn device_error(code: CUresult) {
         CUDA_ERROR_LAUNCH_FAILED => "launch failed",
         _ => return,
     };
+    if code == CUDA_ERROR_ILLEGAL_ADDRESS
+        && let Some(what) = staging::suspect()
+    {
+        stop(&what);
+    }
     static SAID: AtomicBool = AtomicBool::new(false);
     if job().is_some() && !SAID.swap(true, AcqRel) {
         telemetry::say(Kind::DeviceError, None, [code as u64, 0, 0], name);

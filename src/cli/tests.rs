@@ -80,13 +80,3 @@ fn places_for_json() {
         );
     }
 }
-
-#[test]
-fn nvme_is_announced_but_not_there() {
-    assert!(
-        parse_spill("nvme:/scratch")
-            .unwrap_err()
-            .contains("no NVMe tier")
-    );
-    assert!(parse_spill("disk").unwrap_err().contains("'ram' or 'off'"));
-}

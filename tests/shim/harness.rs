@@ -467,6 +467,12 @@ impl Run {
         self.settings.placement = placement;
         self
     }
+    /// With `--staging auto`.
+    pub fn staging(mut self) -> Run {
+        self.settings.staging = Staging::Auto;
+        self
+    }
+
     pub fn no_spill(mut self) -> Run {
         self.settings.spill = false;
         self

@@ -31,6 +31,7 @@ mod random;
 #[path = "../../src/job/share.rs"]
 #[allow(dead_code)]
 mod share;
+mod staging;
 mod threads;
 mod vmm;
 mod wounded;

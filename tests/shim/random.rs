@@ -36,6 +36,8 @@ struct Case {
     graph_memory: bool,
     /// Chunks change their tier whenever the program synchronises.
     moves: bool,
+    /// Chunks come and go in slots all the time.
+    staged: bool,
 }
 
 impl Case {
@@ -73,6 +75,7 @@ impl Case {
             peer: below(4) == 0,
             graph_memory: below(3) == 0,
             moves: below(2) == 0,
+            staged: below(2) == 0,
         }
         .with_room(below(2) == 0)
     }
@@ -117,6 +120,10 @@ impl Case {
         run("random", &args)
             .env("FAKE_CUDA_DEVICES", devices)
             .env("GREENBOOST_MOVES", if self.moves { "always" } else { "" })
+            .env(
+                "GREENBOOST_STAGING",
+                if self.staged { "always" } else { "" },
+            )
             .env("FAKE_CUDA_POOL_GRANULE", format!("{granule}m"))
             // Page faults of the models would take a third of the time.
             .env("MALLOC_MMAP_THRESHOLD_", (32 * MIB).to_string())
@@ -160,8 +167,9 @@ impl Case {
                 break;
             }
         }
-        let extras = |c: Case| (c.peer, c.pool, c.graph_memory, c.moves);
-        let simpler: [fn(Case) -> Case; 4] = [
+        let extras = |c: Case| (c.peer, c.pool, c.graph_memory, c.moves, c.staged);
+        let simpler: [fn(Case) -> Case; 5] = [
+            |c| Case { staged: false, ..c },
             |c| Case { moves: false, ..c },
             |c| Case { peer: false, ..c },
             |c| Case { pool: false, ..c },

@@ -339,6 +339,7 @@ pub const CU_MEMHOSTREGISTER_IOMEMORY: c_uint = 4;
 pub const CU_STREAM_LEGACY: usize = 1;
 pub const CU_STREAM_PER_THREAD: usize = 2;
 pub const CU_STREAM_NON_BLOCKING: c_uint = 1;
+pub const CU_EVENT_BLOCKING_SYNC: c_uint = 1;
 pub const CU_EVENT_DISABLE_TIMING: c_uint = 2;
 
 /// `CUstreamCaptureMode`

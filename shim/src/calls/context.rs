@@ -8,7 +8,8 @@ use greenboost_abi::*;
 
 use crate::hooks::real;
 use crate::tier::map::{self, Handle};
-use crate::tier::{args, device, drain, execs, free, later};
+use crate::tier::staging;
+use crate::tier::{args, device, drain, execs, free, gate, later};
 use crate::{driver, process};
 
 /// The primary context of each device that retained it.
@@ -95,7 +96,7 @@ pub unsafe fn green_destroy(green_context: CUgreenCtx) -> CUresult {
     let Some((_, context, device)) = known else {
         return destroy();
     };
-    ending(context);
+    let (_pass, _ending) = (gate::pass(), ending(context));
     let result = drain::context_ends(context, destroy);
     if result == CUDA_SUCCESS {
         green().retain(|g| g.0 != handle);
@@ -133,7 +134,7 @@ pub unsafe fn detach(context: CUcontext) -> CUresult {
     // SAFETY: the program's own call.
     let detach = || unsafe { real::cuCtxDetach(context) };
     if let Some(device) = primary_of(context.into()) {
-        ending(context.into());
+        let _ending = ending(context.into());
         return released(detach(), device);
     }
     if drain::context_detaches(context.into()) {
@@ -177,22 +178,29 @@ fn back(context: CUcontext) {
 /// The driver has destroyed what this context held.
 fn emptied(context: Handle) {
     if let Some(job) = process::job() {
-        // SAFETY: destroyed by the driver, which the caller saw succeed.
-        let release = || unsafe { free::context_gone(job, context) };
+        let release = || {
+            staging::context_gone(context);
+            // SAFETY: destroyed by the driver, which the caller saw succeed.
+            unsafe { free::context_gone(job, context) }
+        };
         driver::without_context(release, back);
     }
 }
 
 /// A context is about to end, or may be.
-fn ending(context: Handle) {
+#[must_use]
+fn ending(context: Handle) -> staging::AllPaused {
     later::context_ends(context);
     execs::context_ends(context);
     // Its functions go with it.
     args::forget();
+    staging::code_ends();
+    // Nothing of the shim's runs in it from here on.
+    staging::pause()
 }
 
 fn destroy_with(context: CUcontext, destroy: impl FnOnce() -> CUresult) -> CUresult {
-    ending(context.into());
+    let (_pass, _ending) = (gate::pass(), ending(context.into()));
     let result = drain::context_ends(context.into(), destroy);
     if result == CUDA_SUCCESS {
         emptied(context.into());
@@ -260,9 +268,7 @@ macro_rules! primaries {
         /// # Safety
         /// As for the function it replaces.
         pub unsafe fn $ours(device: CUdevice) -> CUresult {
-            if let Some(context) = primary(device) {
-                ending(context);
-            }
+            let (_pass, _ending) = (gate::pass(), primary(device).map(ending));
             // SAFETY: the program's own call.
             $after(unsafe { real::$real(device) }, device)
         }
@@ -300,6 +306,7 @@ pub fn let_in(owner: &device::Device, user: CUdevice) {
         let mut peers = owner.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let known = peers.contains(&user);
         peers.push(user);
+        staging::unseen();
         if known {
             return;
         }

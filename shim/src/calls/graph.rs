@@ -11,6 +11,7 @@ use super::memory::counting;
 use super::renew;
 use crate::hooks::real;
 use crate::tier::map::Handle;
+use crate::tier::staging::admit::{self, Watch};
 use crate::tier::{access, execs, gate, graphs};
 use crate::{driver, process};
 
@@ -66,14 +67,19 @@ macro_rules! runs {
         pub unsafe fn $ours(exec: CUgraphExec, stream: CUstream) -> CUresult {
             // SAFETY: the program's own call, on what runs for the instance.
             let call = |exec| unsafe { real::$real(exec, stream) };
-            let result = backing(|| match execs::find(exec) {
-                Some(known) if known.has_copies() => renew::launch(&known, stream, $own, call),
-                Some(known) => call(known.real().0 as CUgraphExec),
-                None => call(exec),
+            let mut watch = None;
+            let result = backing(|| {
+                watch = named(exec);
+                match execs::find(exec) {
+                    Some(known) if known.has_copies() => renew::launch(&known, stream, $own, call),
+                    Some(known) => call(known.real().0 as CUgraphExec),
+                    None => call(exec),
+                }
             });
             if result == CUDA_SUCCESS && access::noting() {
                 note(exec);
             }
+            watch.into_iter().for_each(admit::watch);
             result
         }
     )*};
@@ -82,6 +88,12 @@ macro_rules! runs {
 runs! {
     launch = cuGraphLaunch, false;
     launch_ptsz = cuGraphLaunch_ptsz, true;
+}
+
+/// What the nodes of an instance name is held while it runs.
+fn named(exec: CUgraphExec) -> Option<Watch> {
+    let names = execs::names(exec)?;
+    admit::graph(exec as u64, names.list.iter().map(|n| n.address))
 }
 
 /// Nodes of a launched graph that name the same address count one by one, up to so many.

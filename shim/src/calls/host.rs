@@ -14,7 +14,7 @@ use crate::process::{self, Job};
 use crate::tier::counted::{self, Counted};
 use crate::tier::device::Device;
 use crate::tier::range::{self, Shortage};
-use crate::tier::{alloc, resident};
+use crate::tier::{alloc, gate, resident};
 
 /// What the driver pins by. Memory that shares a page with other registered memory is charged for itself.
 const PAGE: u64 = 4096;
@@ -110,6 +110,7 @@ pub unsafe fn alloc_v2(out: *mut *mut c_void, bytes: usize) -> CUresult {
 pub unsafe fn free(address: *mut c_void) -> CUresult {
     // SAFETY: the program's own call.
     counted::end(Part::Pinned, address as u64, || unsafe {
+        let _pass = gate::pass();
         real::cuMemFreeHost(address)
     })
 }
@@ -157,6 +158,7 @@ registers! {
 pub unsafe fn unregister(address: *mut c_void) -> CUresult {
     // SAFETY: the program's own call.
     counted::end(Part::Registered, address as u64, || unsafe {
+        let _pass = gate::pass();
         real::cuMemHostUnregister(address)
     })
 }

@@ -22,7 +22,7 @@ use crate::tier::device::{self, Device};
 use crate::tier::map::{self, Allocation, Backing, Handle, Opened, Place, Ties};
 use crate::tier::range::Range;
 use crate::tier::spare::Chunk;
-use crate::tier::{drain, free as tier_free, pools};
+use crate::tier::{drain, free as tier_free, gate, pools, staging};
 use crate::{driver, telemetry};
 
 /// First word of a handle that was made here.
@@ -147,6 +147,9 @@ fn leave(place: Place) -> Result<Token, &'static str> {
         .ok_or(UNMAPPED)?;
     // Before anything is exported: a chunk that moved meanwhile would be another one there than here.
     map::keep(place.base);
+    if !staging::arm::at_home(device, place.base) {
+        return Err("it is in use on the device, and in part not where it can be exported");
+    }
     let (start, chunks) = map::with_range(place.base, |r| (r.base, r.chunks().to_vec()))
         .or_else(|| {
             let (start, chunk) = device.slabs.share(place.base)?;
@@ -337,8 +340,11 @@ pub unsafe fn close(address: CUdeviceptr) -> CUresult {
         tier_free::close(job, address)
             .or_else(|| map::find(address).map(|_| CUDA_ERROR_INVALID_VALUE))
     });
-    // SAFETY: the program's own call.
-    closed.unwrap_or_else(|| unsafe { real::cuIpcCloseMemHandle(address) })
+    closed.unwrap_or_else(|| {
+        let _pass = gate::pass();
+        // SAFETY: the program's own call.
+        unsafe { real::cuIpcCloseMemHandle(address) }
+    })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::process::{self, Job};
 use crate::tier::device::{self, Device};
 use crate::tier::map::{self, Handle};
 use crate::tier::pools::Done;
-use crate::tier::{alloc as place, counted, drain, free as tier_free, pools};
+use crate::tier::{alloc as place, counted, drain, free as tier_free, gate, pools};
 
 /// The device that the calling thread allocates on, and its context. `None`: the call is the driver's to answer (no
 /// context, CUDA not initialised, shim wounded).
@@ -124,8 +124,11 @@ pub unsafe fn free(address: CUdeviceptr) -> CUresult {
     }
     // Uncounted before the driver can hand the same address to another thread.
     let counted = map::uncount(map::Kind::Memory, address);
-    // SAFETY: the program's own call.
-    let free = || unsafe { real::cuMemFree_v2(address) };
+    let free = || {
+        let _pass = gate::pass();
+        // SAFETY: the program's own call.
+        unsafe { real::cuMemFree_v2(address) }
+    };
     let managed = || counted::end(Part::Managed, address, free);
     let result = pools::freed(job, address, Done::Yes, managed);
     match (counted, result) {

@@ -19,6 +19,7 @@ use super::{context, vmm};
 use crate::driver::{self, raw};
 use crate::hooks::real;
 use crate::process;
+use crate::tier::staging::admit;
 use crate::tier::{access, device, drain, gate, map};
 
 /// An operand: first address and bytes.
@@ -76,6 +77,17 @@ fn watch(operands: &[Operand]) {
         {
             context::let_in(owner, here);
         }
+    }
+}
+
+/// Host memory that is the source of a copy, named by its address as device memory is, is an upload.
+fn from_host(operands: &[Operand]) {
+    if let [_, (from, bytes)] = *operands
+        && admit::active()
+        && from != 0
+        && !is_device(from)
+    {
+        admit::upload(from as *const c_void, bytes as usize);
     }
 }
 
@@ -174,6 +186,7 @@ macro_rules! ordered {
                 let _pass = gate::pass();
                 let operands = &$operands;
                 access::copied(operands);
+                from_host(operands);
                 if drain::may_cross() {
                     watch(operands);
                 }
@@ -209,6 +222,7 @@ macro_rules! uploads {
             unsafe {
                 let _pass = gate::pass();
                 access::copied(&[(to, bytes as u64)]);
+                admit::upload(from, bytes);
                 let code = real::$real(to, from, bytes);
                 finished(code, &[(to, bytes as u64)], waits(stringify!($real)))
             }
@@ -232,9 +246,10 @@ macro_rules! crossing {
             // SAFETY: the program's own call and descriptors.
             unsafe {
                 let _pass = gate::pass();
-                if drain::may_cross() || access::noting() {
+                if drain::may_cross() || access::wanted() {
                     let operands = &$operands;
                     access::copied(operands);
+                    from_host(operands);
                     if drain::may_cross() {
                         watch(operands);
                     }

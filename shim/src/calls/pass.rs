@@ -8,6 +8,7 @@ use greenboost_abi::*;
 
 use super::order::{Operand, extent};
 use crate::hooks::real;
+use crate::tier::staging::admit;
 use crate::tier::{access, gate, map, steward};
 
 /// Bytes of so many elements.
@@ -20,7 +21,7 @@ fn scaled(count: usize, size: u64) -> u64 {
 /// # Safety
 /// The lists are the program's, of `count` elements each, or null.
 unsafe fn note_batch(to: *const u64, from: *const u64, bytes: *const usize, count: usize) {
-    if !access::noting() || to.is_null() || from.is_null() || bytes.is_null() {
+    if !access::wanted() || to.is_null() || from.is_null() || bytes.is_null() {
         return;
     }
     for at in 0..count {
@@ -45,6 +46,30 @@ macro_rules! passes {
             unsafe { real::$name($($arg),*) }
         }
     )*};
+}
+
+macro_rules! sends {
+    ($($name:ident;)*) => {$(
+        #[doc = concat!("Replaces `", stringify!($name), "`.")]
+        ///
+        /// # Safety
+        /// As for the function it replaces.
+        #[allow(non_snake_case)]
+        pub unsafe fn $name(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) -> CUresult {
+            let _pass = gate::pass();
+            access::copied(&[(to, bytes as u64)]);
+            // SAFETY: the program's own call.
+            unsafe {
+                admit::upload(from, bytes);
+                real::$name(to, from, bytes, stream)
+            }
+        }
+    )*};
+}
+
+sends! {
+    cuMemcpyHtoDAsync_v2;
+    cuMemcpyHtoDAsync_v2_ptsz;
 }
 
 macro_rules! batches {
@@ -145,7 +170,6 @@ downloads! {
 }
 
 passes! {
-    cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) names [(to, bytes as u64)];
     cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream) names [(from, bytes as u64)];
     cuMemsetD8Async(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream) names [(to, count as u64)];
     cuMemsetD2D8Async(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream) names [(to, extent(pitch, width, height))];
@@ -153,7 +177,6 @@ passes! {
     cuMemsetD2D16Async(to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize, stream: CUstream) names [(to, extent(pitch, width.saturating_mul(2), height))];
     cuMemsetD32Async(to: CUdeviceptr, value: c_uint, count: usize, stream: CUstream) names [(to, scaled(count, 4))];
     cuMemsetD2D32Async(to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream) names [(to, extent(pitch, width.saturating_mul(4), height))];
-    cuMemcpyHtoDAsync_v2_ptsz(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) names [(to, bytes as u64)];
     cuMemcpyDtoHAsync_v2_ptsz(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream) names [(from, bytes as u64)];
     cuMemsetD8Async_ptsz(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream) names [(to, count as u64)];
     cuMemsetD2D8Async_ptsz(to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream) names [(to, extent(pitch, width, height))];
@@ -173,25 +196,25 @@ passes! {
     cuMemcpyHtoA_v2_ptds(to: CUarray, at: usize, from: *const c_void, bytes: usize) names [];
     cuMemcpyAtoHAsync_v2(to: *mut c_void, from: CUarray, at: usize, bytes: usize, stream: CUstream) names [];
     cuMemcpyHtoAAsync_v2(to: CUarray, at: usize, from: *const c_void, bytes: usize, stream: CUstream) names [];
-    cuMemcpy3DBatchAsync(count: usize, list: *mut c_void, failed: *mut usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemcpy3DBatchAsync_v2(count: usize, list: *mut c_void, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemPrefetchAsync(address: CUdeviceptr, bytes: usize, device: CUdevice, stream: CUstream) names [];
-    cuMemPrefetchAsync_v2(address: CUdeviceptr, bytes: usize, location: CUmemLocation, flags: c_uint, stream: CUstream) names [];
-    cuMemPrefetchBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemDiscardAndPrefetchBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemDiscardBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemBatchDecompressAsync(list: *mut c_void, count: usize, flags: c_uint, failed: *mut usize, stream: CUstream) names [];
+    cuMemcpy3DBatchAsync(count: usize, list: *mut c_void, failed: *mut usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemcpy3DBatchAsync_v2(count: usize, list: *mut c_void, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemPrefetchAsync(address: CUdeviceptr, bytes: usize, device: CUdevice, stream: CUstream) names [(address, bytes as u64)];
+    cuMemPrefetchAsync_v2(address: CUdeviceptr, bytes: usize, location: CUmemLocation, flags: c_uint, stream: CUstream) names [(address, bytes as u64)];
+    cuMemPrefetchBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemDiscardAndPrefetchBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemDiscardBatchAsync(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemBatchDecompressAsync(list: *mut c_void, count: usize, flags: c_uint, failed: *mut usize, stream: CUstream) names [admit::ANYTHING];
     cuMemMapArrayAsync(list: *mut c_void, count: c_uint, stream: CUstream) names [];
     cuMemcpyAtoHAsync_v2_ptsz(to: *mut c_void, from: CUarray, at: usize, bytes: usize, stream: CUstream) names [];
     cuMemcpyHtoAAsync_v2_ptsz(to: CUarray, at: usize, from: *const c_void, bytes: usize, stream: CUstream) names [];
-    cuMemcpy3DBatchAsync_ptsz(count: usize, list: *mut c_void, failed: *mut usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemcpy3DBatchAsync_v2_ptsz(count: usize, list: *mut c_void, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemPrefetchAsync_ptsz(address: CUdeviceptr, bytes: usize, device: CUdevice, stream: CUstream) names [];
-    cuMemPrefetchAsync_v2_ptsz(address: CUdeviceptr, bytes: usize, location: CUmemLocation, flags: c_uint, stream: CUstream) names [];
-    cuMemPrefetchBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemDiscardAndPrefetchBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemDiscardBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, flags: c_ulonglong, stream: CUstream) names [];
-    cuMemBatchDecompressAsync_ptsz(list: *mut c_void, count: usize, flags: c_uint, failed: *mut usize, stream: CUstream) names [];
+    cuMemcpy3DBatchAsync_ptsz(count: usize, list: *mut c_void, failed: *mut usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemcpy3DBatchAsync_v2_ptsz(count: usize, list: *mut c_void, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemPrefetchAsync_ptsz(address: CUdeviceptr, bytes: usize, device: CUdevice, stream: CUstream) names [(address, bytes as u64)];
+    cuMemPrefetchAsync_v2_ptsz(address: CUdeviceptr, bytes: usize, location: CUmemLocation, flags: c_uint, stream: CUstream) names [(address, bytes as u64)];
+    cuMemPrefetchBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemDiscardAndPrefetchBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, locations: *mut CUmemLocation, indices: *mut usize, places: usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemDiscardBatchAsync_ptsz(addresses: *mut CUdeviceptr, bytes: *mut usize, count: usize, flags: c_ulonglong, stream: CUstream) names [admit::ANYTHING];
+    cuMemBatchDecompressAsync_ptsz(list: *mut c_void, count: usize, flags: c_uint, failed: *mut usize, stream: CUstream) names [admit::ANYTHING];
     cuMemMapArrayAsync_ptsz(list: *mut c_void, count: c_uint, stream: CUstream) names [];
 }
 

@@ -19,7 +19,7 @@ use crate::tier::device::{self, Device, Host};
 use crate::tier::map::{self, Allocation, Counted, Handle};
 use crate::tier::pools::{self, Done, Kind, Pool};
 use crate::tier::stream::{self, Stream};
-use crate::tier::{alloc, drain, free as tier_free, later};
+use crate::tier::{alloc, drain, free as tier_free, gate, later};
 
 /// The device that a pool's memory is charged to.
 fn charged_to(job: &'static Job, pool: &Pool, stream: &Stream) -> Option<&'static Device> {
@@ -235,6 +235,7 @@ fn give_back(job: &Job, address: CUdeviceptr, counted: Option<Counted>, result: 
 pub unsafe fn free(address: CUdeviceptr, stream: CUstream) -> CUresult {
     // SAFETY: the program's own call.
     free_with(address, (stream, false), || unsafe {
+        let _pass = gate::pass();
         real::cuMemFreeAsync(address, stream)
     })
 }
@@ -246,6 +247,7 @@ pub unsafe fn free(address: CUdeviceptr, stream: CUstream) -> CUresult {
 pub unsafe fn free_ptsz(address: CUdeviceptr, stream: CUstream) -> CUresult {
     // SAFETY: the program's own call.
     free_with(address, (stream, true), || unsafe {
+        let _pass = gate::pass();
         real::cuMemFreeAsync_ptsz(address, stream)
     })
 }
@@ -306,6 +308,7 @@ pub unsafe fn import(
 /// # Safety
 /// As for the function it replaces.
 pub unsafe fn destroy(pool: CUmemoryPool) -> CUresult {
+    let _pass = gate::pass();
     // SAFETY: the program's own call.
     let destroy = || unsafe { real::cuMemPoolDestroy(pool) };
     match process::job() {
@@ -319,8 +322,11 @@ pub unsafe fn destroy(pool: CUmemoryPool) -> CUresult {
 /// # Safety
 /// As for the function it replaces.
 pub unsafe fn trim(pool: CUmemoryPool, keep: usize) -> CUresult {
-    // SAFETY: the program's own call.
-    let result = unsafe { real::cuMemPoolTrimTo(pool, keep) };
+    let result = {
+        let _pass = gate::pass();
+        // SAFETY: the program's own call.
+        unsafe { real::cuMemPoolTrimTo(pool, keep) }
+    };
     if result == CUDA_SUCCESS
         && let Some(job) = process::job()
         && let Some(pool) = pools::known(Handle(pool as usize))

@@ -70,7 +70,7 @@ fn story(ledger: &Ledger, index: usize, free: u64) -> Story {
         vram_used: ledger.used(Tier::Vram, index),
         spare: [
             mine.map_or(0, |d| {
-                d.spare.bytes(Tier::Vram) + later::bytes(d, Tier::Vram)
+                d.spare.bytes(Tier::Vram) + d.spare.lent() + later::bytes(d, Tier::Vram)
             }),
             spare::host()
                 + device::all()

@@ -19,7 +19,8 @@ use crate::tier::chunk::GRAIN;
 use crate::tier::device::{self, Device};
 use crate::tier::map;
 use crate::tier::range::{self, Shortage};
-use crate::tier::tally;
+use crate::tier::staging::proof;
+use crate::tier::{gate, tally};
 
 /// Physical memory that the program made.
 struct Held {
@@ -414,6 +415,9 @@ pub unsafe fn map(
     });
     // SAFETY: the program's own call.
     let result = unsafe { real::cuMemMap(address, size, offset, handle, flags) };
+    if result == CUDA_SUCCESS {
+        proof::mapped(address, size as u64, true);
+    }
     let Some(object) = object else { return result };
     let mut left = None;
     if let Some(known) = known().as_mut() {
@@ -436,8 +440,13 @@ pub unsafe fn unmap(address: CUdeviceptr, size: usize) -> CUresult {
     if process::job().is_some() && map::touches(address, size as u64) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    // SAFETY: the program's own call.
-    let result = unsafe { real::cuMemUnmap(address, size) };
+    let result = {
+        // A search of memory is over, or does not see it any more.
+        let _pass = gate::pass();
+        proof::mapped(address, size as u64, false);
+        // SAFETY: the program's own call.
+        unsafe { real::cuMemUnmap(address, size) }
+    };
     if result == CUDA_SUCCESS {
         let mut gone = Vec::new();
         if let Some(known) = known().as_mut() {

@@ -14,6 +14,7 @@ use greenboost_abi::CUfunction;
 use super::args;
 use super::chunk::GRAIN;
 use super::gate::{self, Slot};
+use super::staging::admit;
 use crate::{driver, process};
 
 /// What kind of operation made a note.
@@ -86,6 +87,12 @@ pub fn note(on: bool) {
 /// Whether a trace is made: then notes are made whatever happens.
 pub fn recording() -> bool {
     TIMED.load(Relaxed)
+}
+
+/// Whether anybody has to know what operations name.
+#[inline]
+pub fn wanted() -> bool {
+    noting() || admit::active()
 }
 
 /// Whether notes are made.
@@ -247,6 +254,7 @@ pub fn name_of(function: u64) -> Option<String> {
 /// A copy or memset names its operands: address and bytes of each.
 #[inline]
 pub fn copied(operands: &[(u64, u64)]) {
+    admit::operands(operands);
     if noting() {
         note_copy(operands);
     }

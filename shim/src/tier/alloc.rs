@@ -11,7 +11,7 @@ use super::device::Device;
 use super::map::{self, Allocation, Backing, Counted, Handle};
 use super::pinned::Pinned;
 use super::range::{Parts, Range, Shortage, make_room};
-use super::{free, graphs, placement, pools, small, spare, steward};
+use super::{free, graphs, placement, pools, small, spare, staging, steward};
 use crate::process::{self, Job};
 use crate::{driver, telemetry};
 
@@ -131,7 +131,13 @@ fn range(job: &Job, device: &Device, bytes: u64) -> Result<Range, Shortage> {
         };
         let short = || span - share > room();
         if short() && (!make_room(job, device, Tier::Host) || short()) {
-            return Err(Shortage::Budget);
+            if !staging::arm::surrender(device) {
+                return Err(Shortage::Budget);
+            }
+            share = vram_share(job, device, span);
+            if span - share > room() {
+                return Err(Shortage::Budget);
+            }
         }
     }
     let mut parts = Parts::new(job, device);

@@ -11,6 +11,7 @@ use greenboost_abi::{CUDA_SUCCESS, CUresult};
 use greenboost_wire::ledger::Part;
 
 use super::map::Handle;
+use super::staging;
 use crate::process::{self, Job};
 
 /// Something that the driver holds for the program.
@@ -37,6 +38,9 @@ fn entries() -> MutexGuard<'static, Option<Entries>> {
 /// Adds what is charged already. A handle that is still known ended in a way that the shim does not see.
 pub fn add(job: &Job, handle: u64, counted: Counted) {
     job.place.name(counted.part, counted.index, counted.bytes);
+    if matches!(counted.part, Part::Managed | Part::External) {
+        staging::unseen();
+    }
     let old = entries()
         .get_or_insert_default()
         .insert((counted.part, handle), counted);
@@ -101,6 +105,14 @@ pub fn change(job: &Job, handle: u64, counted: Counted, by: i64) {
 /// Bytes of an entry; `None` when there is none.
 pub fn bytes(part: Part, handle: u64) -> Option<u64> {
     entries().as_ref()?.get(&(part, handle)).map(|c| c.bytes)
+}
+
+/// Gives `each` every entry: what it is, its handle, its bytes.
+pub fn each(mut each: impl FnMut(Part, u64, u64)) {
+    let entries = entries();
+    for ((part, handle), counted) in entries.iter().flatten() {
+        each(*part, *handle, counted.bytes);
+    }
 }
 
 /// A context is gone, and with it what it held.

@@ -14,7 +14,7 @@ use self::gate::Gate;
 use self::roll::Roll;
 use super::device::{self, Device};
 use super::map::Handle;
-use super::pools;
+use super::{pools, staging};
 use crate::driver;
 
 mod gate;
@@ -39,7 +39,9 @@ static SEVERAL: AtomicBool = AtomicBool::new(false);
 
 /// One device uses another one's memory: from here on, work of every device may touch any range.
 pub fn crosses() {
-    CROSSED.store(true, SeqCst);
+    if !CROSSED.swap(true, SeqCst) {
+        staging::unseen();
+    }
 }
 
 /// Whether that has to be watched for: there are contexts on several devices.
@@ -222,9 +224,13 @@ pub fn without_signals<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Whether work of other devices may touch this one's memory, or has been told to.
+pub fn shared(device: &Device) -> bool {
+    device.users().len() > 1 || pools::shared(device.ordinal) || CROSSED.load(SeqCst)
+}
+
 fn synchronize(device: &Device, own: Handle) -> Drained {
-    let shared = device.users().len() > 1 || pools::shared(device.ordinal) || CROSSED.load(SeqCst);
-    let mut contexts = CONTEXTS.of((!shared).then_some(device.ordinal));
+    let mut contexts = CONTEXTS.of((!shared(device)).then_some(device.ordinal));
     if own.0 != 0 && !contexts.contains(&own.0) {
         contexts.push(own.0);
     }

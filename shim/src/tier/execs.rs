@@ -14,6 +14,7 @@ use greenboost_abi::*;
 
 use super::content::{Content, Names};
 use super::map::Handle;
+use super::staging;
 
 /// A graph of the shim's own that stays as the instance is.
 #[derive(Clone, Debug)]
@@ -100,6 +101,8 @@ pub struct Tail {
 
 /// An instance of a graph, by the handle that the program has.
 pub struct Exec {
+    /// The program's handle.
+    own: usize,
     real: AtomicUsize,
     names: Mutex<Arc<Names>>,
     changed: AtomicBool,
@@ -178,6 +181,7 @@ impl Exec {
     /// What its nodes name has changed.
     pub fn rename(&self) {
         self.changed.store(true, Release);
+        staging::changed(self.own as u64);
     }
 
     /// The stream that it was launched on last.
@@ -219,7 +223,9 @@ pub fn names(exec: CUgraphExec) -> Option<Arc<Names>> {
 
 /// Remembers an instance. What was known by that handle is forgotten: it ended with its context.
 pub fn insert(exec: CUgraphExec, state: State) {
+    staging::changed(exec as u64);
     let new = Exec {
+        own: exec as usize,
         real: AtomicUsize::new(exec as usize),
         names: Mutex::default(),
         changed: AtomicBool::new(true),

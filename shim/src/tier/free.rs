@@ -9,7 +9,7 @@ use super::counted;
 use super::device::{self, Device};
 use super::drain::{self, Drained};
 use super::map::{self, Allocation, Backing, Counted, Handle};
-use super::{later, pools};
+use super::{gate, later, pools, staging};
 use crate::process::{self, Job};
 use crate::share;
 
@@ -144,6 +144,9 @@ pub(super) unsafe fn give_back(job: &Job, device: &Device, allocation: Allocatio
         // A launcher that does not answer has not kept it either, or will not for long.
         let _ = share::withdraw(token);
     }
+    let left = staging::leave(allocation.device, allocation.base);
+    // A search of memory is over before it is unmapped.
+    let pass = gate::pass();
     // SAFETY: the caller's promise.
     unsafe {
         match allocation.backing {
@@ -156,4 +159,6 @@ pub(super) unsafe fn give_back(job: &Job, device: &Device, allocation: Allocatio
                 .give(job, device, allocation.base, allocation.size),
         }
     }
+    drop(pass);
+    staging::take_back(left);
 }

@@ -6,6 +6,7 @@
 //! up. So waiting here is bounded, holds no lock, and depends on no helper thread.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
@@ -75,6 +76,8 @@ thread_local! {
     // Constant and without a destructor: a load, also while the thread is being torn down.
     static MINE: Cell<*const Slot> = const { Cell::new(std::ptr::null()) };
     static TENANT: Tenant = const { Tenant(Cell::new(std::ptr::null())) };
+    /// This thread has shut the gate: what it calls itself passes.
+    static SHUT_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// This thread's slot; `None` while it is being torn down.
@@ -147,6 +150,9 @@ pub fn pass() -> Pass {
         return Pass(Way::Nested);
     }
     while !DOORS.enter(&slot.inside) {
+        if SHUT_HERE.get() {
+            return Pass(Way::Nested);
+        }
         wait();
     }
     Pass(Way::Slot(slot))
@@ -160,6 +166,9 @@ fn stray() -> Pass {
             return Pass(Way::Stray);
         }
         STRAYS.fetch_sub(1, SeqCst);
+        if SHUT_HERE.get() {
+            return Pass(Way::Nested);
+        }
         wait();
     }
 }
@@ -204,8 +213,8 @@ pub fn take_waited() -> u64 {
 /// Nobody is inside, and whoever comes waits; but not for long: see [`Closed::shut`].
 pub struct Closed(Closing);
 
-/// Nobody is inside and nobody comes in, whatever happens.
-pub struct Shut(());
+/// Nobody is inside and nobody comes in, whatever happens, but the thread that has shut it.
+pub struct Shut(PhantomData<*const ()>);
 
 /// Closes the gate and waits until all are out. `None`: not in time, or another thread has closed it.
 ///
@@ -242,7 +251,8 @@ impl Closed {
     pub fn shut(self) -> Option<Shut> {
         let shut = DOORS.shut(self.0);
         std::mem::forget(self);
-        shut.then_some(Shut(()))
+        SHUT_HERE.set(shut);
+        shut.then(|| Shut(PhantomData))
     }
 }
 
@@ -256,6 +266,7 @@ impl Drop for Closed {
 
 impl Drop for Shut {
     fn drop(&mut self) {
+        SHUT_HERE.set(false);
         DOORS.open();
         futex::wake_all(&DOORS.state);
     }
@@ -329,6 +340,8 @@ mod tests {
             .and_then(Closed::shut)
             .expect("nobody inside");
         assert!(close(LONG).is_none(), "closed twice");
+        // Whoever has shut it comes by.
+        drop(pass());
         let entered = AtomicBool::new(false);
         std::thread::scope(|s| {
             s.spawn(|| {

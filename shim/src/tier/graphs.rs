@@ -12,6 +12,7 @@ use greenboost_wire::ledger::Tier;
 
 use super::device::{self, Device};
 use super::spare;
+use super::staging;
 use crate::driver;
 use crate::process::Job;
 
@@ -22,6 +23,7 @@ static NODES: AtomicU64 = AtomicU64::new(0);
 /// An allocation node of so many bytes was made.
 pub fn node_made(bytes: u64) {
     let _ = NODES.fetch_update(SeqCst, SeqCst, |sum| Some(sum.saturating_add(bytes.max(1))));
+    staging::unseen();
 }
 
 /// Whether graphs may hold memory.

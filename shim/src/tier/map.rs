@@ -13,8 +13,10 @@ use super::pinned::Pinned;
 use super::range::Range;
 use super::small;
 use super::spare::Chunk;
+use super::staging;
 use super::steward::{self, News};
 use super::tally;
+use crate::process;
 
 /// An allocation that the shim backs.
 #[derive(Debug)]
@@ -101,10 +103,20 @@ static MAP: RwLock<BTreeMap<u64, Allocation>> = RwLock::new(BTreeMap::new());
 /// Held while chunks change their backing. Whoever takes an allocation out of the map, or ties it to where it is, waits.
 static STILL: Mutex<()> = Mutex::new(());
 
-/// Keeps all allocations in the map, and their ties as they are. Taken before the map's own lock, and by nobody who
-/// holds another.
-pub fn hold_still() -> MutexGuard<'static, ()> {
-    STILL.lock().unwrap_or_else(PoisonError::into_inner)
+/// Keeps all allocations in the map, their ties as they are, and all chunks mapped. Taken before the map's own lock, and by
+/// nobody who holds another.
+pub fn hold_still() -> Still {
+    let held = STILL.lock().unwrap_or_else(PoisonError::into_inner);
+    Still {
+        _paused: staging::pause(),
+        _held: held,
+    }
+}
+
+/// What [`hold_still`] gives.
+pub struct Still {
+    _paused: staging::AllPaused,
+    _held: MutexGuard<'static, ()>,
 }
 
 /// A chunk that may move.
@@ -126,6 +138,9 @@ pub fn movable(base: u64, index: usize) -> Option<Movable> {
         return None;
     };
     let (address, chunk) = range.chunk(index)?;
+    if staging::away(allocation.device, base, index) {
+        return None;
+    }
     Some(Movable {
         address,
         chunk,
@@ -165,6 +180,12 @@ pub fn each_range(device: CUdevice, mut each: impl FnMut(u64, u64, &[Chunk], boo
     }
 }
 
+/// Calls `each` with every allocation.
+pub fn each(each: impl FnMut(&Allocation)) {
+    let map = MAP.read().unwrap_or_else(PoisonError::into_inner);
+    map.values().for_each(each);
+}
+
 /// Adds an allocation.
 pub fn insert(allocation: Allocation) {
     allocation.tally(true);
@@ -195,6 +216,7 @@ pub fn tie<T>(address: u64, change: impl FnOnce(&mut Ties) -> T) -> Option<T> {
     let (_, a) = map.range_mut(..=address).next_back()?;
     let result = (address - a.base < a.size).then(|| change(&mut a.ties));
     if a.ties.fixed {
+        staging::fix(a.device, a.base);
         steward::tell(News::Fixed(a.device, a.base));
     }
     result
@@ -373,6 +395,16 @@ impl Allocation {
     fn own(&self, ours: bool) {
         if let (Backing::Range(range), None) = (&self.backing, self.ties.opened) {
             access::own(range.base, range.span, ours);
+            if let Some(job) = process::live().filter(|_| ours && self.may_move()) {
+                staging::born(
+                    job,
+                    self.device,
+                    range.base,
+                    range.span,
+                    self.context,
+                    range.chunks(),
+                );
+            }
             steward::tell(match ours {
                 true => News::Made(
                     self.device,
@@ -446,6 +478,14 @@ pub fn count(kind: Kind, handle: u64, what: Counted) {
     counted()
         .get_or_insert_default()
         .insert((kind, handle), what);
+}
+
+/// Calls `each` with the address of all memory that the driver allocated itself, and the ledger index of its device.
+pub fn each_counted(mut each: impl FnMut(u64, usize)) {
+    let counted = counted();
+    for ((Kind::Memory, address), what) in counted.iter().flatten() {
+        each(*address, what.index);
+    }
 }
 
 /// Takes what was charged for a handle.

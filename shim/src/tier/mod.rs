@@ -7,7 +7,8 @@
 //! live for whoever watches.
 //!
 //! What moves: [`access`] notes what operations name ([`args`], [`execs`]), the [`steward`] asks the policy, [`gate`] and
-//! [`drain`] keep the device still, [`moving`] moves.
+//! [`drain`] keep the device still, [`moving`] moves. [`staging`]: what is brought close just ahead of its use. [`spill`]: the
+//! file of the tier below RAM.
 
 pub mod access;
 pub mod alloc;
@@ -33,6 +34,8 @@ pub mod range;
 pub mod resident;
 pub mod small;
 pub mod spare;
+pub mod spill;
+pub mod staging;
 pub mod steward;
 pub mod stream;
 pub mod tally;

@@ -15,6 +15,7 @@ use super::map::{self, Movable};
 use super::policy::Move;
 use super::range::{self, Shortage};
 use super::spare::{self, Chunk};
+use super::staging;
 use crate::driver::{self, Location};
 use crate::freeze::Motion;
 use crate::process::{self, Job};
@@ -35,6 +36,7 @@ pub struct Stillness {
     // In this order: calls pass again before functions that freeze do.
     _shut: Shut,
     _motion: Motion,
+    _paused: staging::AllPaused,
 }
 
 /// Proves that no work of the process is in flight on the device, and keeps it so. The calling thread is outside the gate.
@@ -49,6 +51,7 @@ pub fn still(device: &Device, patience: Duration) -> Result<Stillness, Obstacle>
         return Err(Obstacle::Capturing);
     }
     let deadline = Instant::now() + patience;
+    let paused = staging::try_pause(patience).ok_or(Obstacle::Busy)?;
     let closed = gate::close(patience).ok_or(Obstacle::Busy)?;
     let left = deadline.saturating_duration_since(Instant::now());
     if !drain::within(device.ordinal, left) {
@@ -64,9 +67,11 @@ pub fn still(device: &Device, patience: Duration) -> Result<Stillness, Obstacle>
     if drain::capturing() {
         return Err(Obstacle::Capturing);
     }
+    staging::still(device.ordinal);
     Ok(Stillness {
         _shut: shut,
         _motion: motion,
+        _paused: paused,
     })
 }
 
@@ -208,9 +213,11 @@ fn one(yard: &mut Yard, wish: Move, window: u64) -> Result<u64, Trouble> {
     // SAFETY: `Stillness` and `hold_still` are held; the window is our own and empty.
     let exchanged = unsafe { exchange(yard.device, &from, new, window) };
     match exchanged {
-        Ok(()) => yard
-            .chunks
-            .extend(map::exchange(wish.base, wish.chunk, new)),
+        Ok(()) => {
+            staging::homed(yard.device.ordinal, wish.base, wish.chunk, new);
+            yard.chunks
+                .extend(map::exchange(wish.base, wish.chunk, new));
+        }
         Err(Trouble::Undone) => yard.chunks.push(new),
         Err(Trouble::Stuck) => {}
     }

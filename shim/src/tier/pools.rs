@@ -22,7 +22,7 @@ use super::device::{self, Device};
 use super::map::Handle;
 use super::range::Shortage;
 use super::stream::Lane;
-use super::{budget, drain, range};
+use super::{budget, drain, gate, range, staging};
 use crate::driver;
 use crate::process::Job;
 
@@ -114,7 +114,7 @@ impl Done {
 mod gap;
 mod live;
 
-pub use live::{freed, lives, serve, served_for, unserve};
+pub use live::{each_own, freed, lives, serve, served_for, unserve};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -318,6 +318,7 @@ impl Pool {
     pub fn trim(&self, job: &Job) -> bool {
         let before = lock(&self.account).held;
         {
+            let _pass = gate::pass();
             let alive = self.alive.read().unwrap_or_else(PoisonError::into_inner);
             if !*alive {
                 return false;
@@ -426,6 +427,7 @@ pub fn open(pool: &Pool, user: CUdevice) -> driver::Result<()> {
         let mut access = lock(&pool.access);
         if !access.contains(&user) {
             access.push(user);
+            staging::unseen();
         }
     }
     live::served_of(pool.handle)

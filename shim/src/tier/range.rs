@@ -7,7 +7,7 @@ use greenboost_wire::ram::Ram;
 use super::chunk;
 use super::device::{self, Device};
 use super::spare::{self, Chunk};
-use super::{later, pools};
+use super::{later, pools, staging};
 use crate::driver::{self, Location};
 use crate::process::{self, Job};
 use crate::tier::{budget, graphs};
@@ -176,7 +176,7 @@ pub fn make_room(job: &Job, device: &Device, tier: Tier) -> bool {
             other.slabs.trim(job, other);
             (other.ordinal != device.ordinal && spare::trim(job, other, tier)) || any
         }),
-        Tier::Vram => graphs::trim(job, device),
+        Tier::Vram => graphs::trim(job, device) | staging::make_room(device.ordinal),
     };
     any |= spare::trim(job, device, tier);
     any | pools::make_room(job, device, tier)

@@ -4,6 +4,7 @@
 //! or the card has no room.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use greenboost_abi::CUmemGenericAllocationHandle;
 use greenboost_wire::ledger::{Place, Tier};
@@ -27,6 +28,8 @@ pub struct Chunk {
 pub struct Spare {
     most: [u64; 2],
     chunks: Mutex<Vec<Chunk>>,
+    /// Bytes of VRAM that serve as slots: given up before an allocation is refused.
+    lent: AtomicU64,
     /// Who is told how much is kept: the ledger, and the device's index in it.
     told: Option<(&'static Place, usize)>,
 }
@@ -37,6 +40,7 @@ impl Spare {
         Spare {
             most: [most_vram, most_host],
             chunks: Mutex::default(),
+            lent: AtomicU64::new(0),
             told,
         }
     }
@@ -46,10 +50,25 @@ impl Spare {
         let result = change(&mut chunks);
         if let Some((place, index)) = self.told {
             for tier in [Tier::Vram, Tier::Host] {
-                place.set_spare(tier, index, sum(&chunks, tier));
+                let lent = match tier {
+                    Tier::Vram => self.lent.load(SeqCst),
+                    Tier::Host => 0,
+                };
+                place.set_spare(tier, index, sum(&chunks, tier) + lent);
             }
         }
         result
+    }
+
+    /// So many bytes of VRAM serve as slots now.
+    pub fn lend(&self, bytes: u64) {
+        self.lent.store(bytes, SeqCst);
+        self.change(|_| ());
+    }
+
+    /// Bytes of VRAM that serve as slots.
+    pub fn lent(&self) -> u64 {
+        self.lent.load(SeqCst)
     }
 
     /// Bytes kept of a tier.

@@ -17,7 +17,8 @@ use super::device::{self, Device};
 use super::moving::{self, Moved, Obstacle};
 use super::policy::{Costs, Move, Op, Policy, Room};
 use super::spare::Chunk;
-use super::{drain, gate, map, pools};
+use super::staging::arm::Wish;
+use super::{drain, gate, map, pools, staging};
 use crate::process::{self, Job};
 use crate::telemetry;
 
@@ -240,6 +241,16 @@ impl Knowledge {
         moved.map(|_| ())
     }
 
+    /// Makes so many bytes of a device's VRAM budget free, as far as what is coldest can leave.
+    fn vacate(&mut self, job: &Job, device: &'static Device, bytes: u64) {
+        let free = room(job, device).vram;
+        let short = i64::try_from(bytes).unwrap_or(i64::MAX) - free;
+        if short > 0 {
+            let moves = self.policy(device.ordinal).shrink(short as u64);
+            let _ = self.carry_out(job, device, &moves, SYNCED);
+        }
+    }
+
     /// Carries out moves, if the device drains in time.
     fn carry_out(
         &mut self,
@@ -333,7 +344,7 @@ fn try_knowledge() -> Option<MutexGuard<'static, Knowledge>> {
 /// The program has synchronised on this thread: the device is likely drained, and what was noted can be acted on.
 #[inline]
 pub fn waited() {
-    if access::noting() || force::always() {
+    if access::wanted() || force::always() {
         serve();
     }
 }
@@ -359,6 +370,10 @@ fn serve() {
     } else {
         let _ = knowledge.improve(job, SYNCED);
     }
+    staging::arm::waited(|device, wish| match wish {
+        Wish::Room(bytes) => knowledge.vacate(job, device, bytes),
+        Wish::Moves(moves) => drop(knowledge.carry_out(job, device, &moves, SYNCED)),
+    });
     SEEN.store(telemetry::monotonic(), Relaxed);
 }
 
@@ -412,6 +427,7 @@ pub fn start(job: &'static Job) {
 /// The process ends: waits, for a bounded time, until nothing moves, and takes in what was noted last.
 pub fn end(job: &Job) {
     ENDING.store(true, SeqCst);
+    staging::end();
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         if let Some(mut knowledge) = try_knowledge() {

@@ -4,13 +4,16 @@
 //! - [`record`]: fixed-size, versioned datagrams that a process sends to its launcher;
 //! - [`share`]: what a process says to its launcher about memory that it shares with the job's other processes;
 //! - [`ram`]: what the machine says of its memory;
+//! - [`filesystem`] and [`nvme`]: what a directory lies on, and whether memory can spill to it;
 //! - [`alive`]: whether a process that left something behind still lives.
 //!
 //! A job is a private directory. Its path travels in [`JOB_ENV`]; everything else is found inside it.
 #![warn(missing_docs)]
 
 pub mod alive;
+pub mod filesystem;
 pub mod ledger;
+pub mod nvme;
 pub mod ram;
 pub mod record;
 pub mod share;

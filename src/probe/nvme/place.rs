@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use greenboost_wire::filesystem::{self, Kind, kind};
 use nix::sys::stat::{major, minor};
 use nix::sys::statvfs::statvfs;
 
@@ -20,43 +21,6 @@ pub struct Place {
     pub free: u64,
     /// What it lies on, if that is a block device of this machine.
     pub disk: Option<Disk>,
-}
-
-/// What kind of file system it is, for those that do not lie on a disk of this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Local,
-    Network,
-    Memory,
-    Overlay,
-}
-
-/// By the type's name.
-fn kind(file_system: &str) -> Kind {
-    let network = [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ceph",
-        "9p",
-        "virtiofs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "afs",
-        "ncpfs",
-        "glusterfs",
-        "orangefs",
-        "pvfs2",
-    ];
-    match file_system {
-        "tmpfs" | "ramfs" | "hugetlbfs" => Kind::Memory,
-        "overlay" | "aufs" | "fuse-overlayfs" | "fuse.fuse-overlayfs" => Kind::Overlay,
-        name if network.contains(&name) || name.starts_with("fuse.") => Kind::Network,
-        _ => Kind::Local,
-    }
 }
 
 /// What is wrong with spilling to such a file system.
@@ -83,9 +47,7 @@ impl Place {
     pub fn look(dir: &Path) -> anyhow::Result<Place> {
         let metadata = fs::metadata(dir)?;
         let space = statvfs(dir)?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let full = fs::canonicalize(dir)?;
-        let (file_system, source) = mount(&mounts, &full).unwrap_or_default();
+        let (file_system, source) = filesystem::of(dir)?;
         // File systems over several devices have numbers of their own; their source may be a device all the same.
         let find = |device| Disk::find(Path::new("/sys"), (major(device), minor(device)));
         let disk = find(metadata.dev()).or_else(|| {
@@ -117,60 +79,16 @@ impl Place {
     }
 }
 
-/// Type and source of the mount that holds a path.
-fn mount(mounts: &str, path: &Path) -> Option<(String, String)> {
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let point = unescape(before.split(' ').nth(4)?);
-            let mut after = after.split(' ');
-            let found = (after.next()?.to_string(), unescape(after.next()?));
-            path.starts_with(&point).then_some((point.len(), found))
-        })
-        // Of two mounts at one point the later one counts.
-        .max_by_key(|(length, _)| *length)
-        .map(|(_, found)| found)
-}
-
-/// `\040` as the kernel writes blanks.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\134", "\\")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn kinds() {
-        for (name, expected) in [
-            ("ext4", Kind::Local),
-            ("xfs", Kind::Local),
-            ("btrfs", Kind::Local),
-            ("nfs4", Kind::Network),
-            ("fuse.sshfs", Kind::Network),
-            ("tmpfs", Kind::Memory),
-            ("overlay", Kind::Overlay),
-        ] {
-            assert_eq!(kind(name), expected, "{name}");
-            assert_eq!(warning(name).is_none(), expected == Kind::Local, "{name}");
+    fn only_disks_of_this_machine_go_without_a_warning() {
+        for name in ["ext4", "xfs", "nfs4", "fuse.sshfs", "tmpfs", "overlay"] {
+            let is_local = kind(name) == Kind::Local;
+            assert_eq!(warning(name).is_none(), is_local, "{name}");
         }
-    }
-
-    #[test]
-    fn the_mount_around_a_path() {
-        let mounts = "21 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
-            22 21 0:20 / /mnt/my\\040disk rw shared:1 - nfs4 server:/a\\040b rw\n\
-            23 21 0:21 / /mnt rw - tmpfs tmpfs rw\n\
-            24 21 0:22 / /mnt rw - xfs /dev/nvme0n1p1 rw\nrubbish";
-        let of = |path: &str| mount(mounts, Path::new(path)).unwrap();
-        assert_eq!(of("/home"), ("ext4".into(), "/dev/vda".into()));
-        assert_eq!(of("/mnt/my disk/x"), ("nfs4".into(), "server:/a b".into()));
-        assert_eq!(of("/mnt/other").0, "xfs");
-        assert_eq!(of("/mntx").0, "ext4");
     }
 
     #[test]

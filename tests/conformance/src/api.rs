@@ -35,6 +35,11 @@ pub struct CopyAttributes {
 #[derive(Clone, Copy, Debug)]
 pub struct Resource(pub [u8; 144]);
 
+/// `CUtensorMap`
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct TensorMap(pub [u64; 16]);
+
 /// `CUipcMemHandle`
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +124,8 @@ functions! {
     fn cuCtxGetCurrent(context: Out<usize>);
     fn cuCtxGetDevice(device: Out<i32>);
     fn cuCtxSynchronize();
+    fn cuTensorMapEncodeTiled(map: Out<TensorMap>, kind: i32, rank: u32, base: u64, sides: In<[u64; 2]>, strides: In<[u64; 1]>,
+        boxes: In<[u32; 2]>, steps: In<[u32; 2]>, interleave: i32, swizzle: i32, promotion: i32, fill: i32);
     fn cuModuleLoadData(module: Out<usize>, image: *const c_char);
     fn cuModuleGetFunction(function: Out<usize>, module: usize, name: *const c_char);
     fn cuFuncGetParamInfo(function: usize, index: usize, offset: Out<usize>, size: Out<usize>);

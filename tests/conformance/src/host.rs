@@ -29,6 +29,11 @@ impl Host {
         unsafe { (self.address as *const u64).add(i).read_volatile() }
     }
 
+    /// The `i`-th 32-bit word.
+    pub fn half(self, i: usize) -> u32 {
+        (self.word(i / 2) >> (32 * (i % 2))) as u32
+    }
+
     /// Sets the `i`-th 64-bit word.
     pub fn set(self, i: usize, word: u64) {
         assert!((i + 1) * 8 <= self.size);

@@ -1,5 +1,6 @@
 //! The kernels that this device can run. One row in [`BUILTINS`] adds one.
 mod probe;
+mod shim;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -72,6 +73,12 @@ pub(crate) static BUILTINS: &[Builtin] = &[
         run: deref,
     },
     Builtin {
+        name: "gb_store",
+        params: 2,
+        touches: |a| vec![words(a[0], 1, How::Write)],
+        run: store,
+    },
+    Builtin {
         name: "gb_probe_read16",
         params: 3,
         touches: |a| vec![bytes(a[0], a[1], 16, How::Read)],
@@ -118,6 +125,18 @@ pub(crate) static BUILTINS: &[Builtin] = &[
         params: 4,
         touches: |a| vec![bytes(a[0], a[1], 16, How::Read)],
         run: probe::busy,
+    },
+    Builtin {
+        name: "greenboost_scan",
+        params: 5,
+        touches: shim::scan_touches,
+        run: shim::scan,
+    },
+    Builtin {
+        name: "greenboost_hash",
+        params: 3,
+        touches: shim::hash_touches,
+        run: shim::hash,
     },
 ];
 
@@ -253,6 +272,13 @@ fn sum(_: &Site, _: &[u64], m: &[Vec<Segment>]) -> Result<(), Fault> {
 fn spin(_: &Site, a: &[u64], _: &[Vec<Segment>]) -> Result<(), Fault> {
     let until = Instant::now() + Duration::from_nanos(a[0]);
     std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    Ok(())
+}
+
+/// `*to = word`: leaves its argument, which may be an address, in memory.
+fn store(_: &Site, a: &[u64], m: &[Vec<Segment>]) -> Result<(), Fault> {
+    // SAFETY: as in `fill`.
+    each(&m[0], |_, p| unsafe { p.write(a[1]) });
     Ok(())
 }
 

@@ -153,6 +153,8 @@ pub struct Kernels {
     axpy: CUfunction,
     check: CUfunction,
     spin: CUfunction,
+    deref: CUfunction,
+    store: CUfunction,
 }
 
 // SAFETY: functions may be launched from every thread.
@@ -167,6 +169,8 @@ const PTX: &str = "
 .visible .entry gb_axpy(.param .u64 to, .param .u64 from, .param .u64 n, .param .u64 factor) { ret; }
 .visible .entry gb_check(.param .u64 p, .param .u64 n, .param .u64 seed, .param .u64 wrong) { ret; }
 .visible .entry gb_spin(.param .u64 nanoseconds) { ret; }
+.visible .entry gb_deref(.param .u64 table, .param .u64 n, .param .u64 value) { ret; }
+.visible .entry gb_store(.param .u64 to, .param .u64 word) { ret; }
 ";
 
 impl Kernels {
@@ -186,6 +190,8 @@ impl Kernels {
             axpy: get("gb_axpy"),
             check: get("gb_check"),
             spin: get("gb_spin"),
+            deref: get("gb_deref"),
+            store: get("gb_store"),
         }
     }
 
@@ -299,6 +305,16 @@ impl Kernels {
         wrong: CUdeviceptr,
     ) {
         self.launch(gpu, self.check, stream, &mut [p, words, seed, wrong]);
+    }
+
+    /// Adds to each word that the table names.
+    pub fn deref(&self, gpu: &Gpu, stream: CUstream, table: CUdeviceptr, n: u64, value: u64) {
+        self.launch(gpu, self.deref, stream, &mut [table, n, value]);
+    }
+
+    /// Writes a word.
+    pub fn store(&self, gpu: &Gpu, stream: CUstream, to: CUdeviceptr, word: u64) {
+        self.launch(gpu, self.store, stream, &mut [to, word]);
     }
 
     pub fn spin(&self, gpu: &Gpu, stream: CUstream, nanoseconds: u64) {

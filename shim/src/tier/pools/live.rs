@@ -120,6 +120,15 @@ pub fn freed(job: &Job, address: u64, done: Done, free: impl FnOnce() -> CUresul
     result
 }
 
+/// Calls `each` with the address of all that is the pools' own, and the ledger index of its device.
+pub fn each_own(mut each: impl FnMut(u64, usize)) {
+    for (address, entry) in lock(&LIVE).iter().flatten() {
+        if let Entry::Own(pool, _) = entry {
+            each(*address, pool.index.load(SeqCst));
+        }
+    }
+}
+
 /// The allocations of its own in a pool.
 pub fn own_of(pool: Handle) -> Vec<Piece> {
     let live = lock(&LIVE);

@@ -23,6 +23,14 @@ pub struct Traffic {
     /// Bytes that operations named in each tier, by [`super::Tier`], while anything was outside VRAM. A kernel need not use
     /// all that it names, and may read it more than once; of what is on Host each time crosses the link.
     pub named_bytes: [AtomicU64; 2],
+    /// Chunks that were staged: copied into VRAM ahead of their use.
+    pub stagings: AtomicU64,
+    /// Bytes of them.
+    pub staged_bytes: AtomicU64,
+    /// Bytes of staged chunks that had changed, and were copied home.
+    pub returned_bytes: AtomicU64,
+    /// How long launches waited for chunks that were staged, all threads together, nanoseconds.
+    pub staging_nanos: AtomicU64,
 }
 
 /// How a process uses one device now.

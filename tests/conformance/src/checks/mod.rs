@@ -10,6 +10,11 @@ mod errors;
 mod forms;
 mod graph_memory;
 mod instances;
+mod kernels;
+#[path = "../../../../shim/src/tier/staging/kernels/hash.rs"]
+mod kernels_hash;
+#[path = "../../../../shim/src/tier/staging/kernels/input.rs"]
+mod kernels_input;
 mod launch;
 mod legacy;
 mod meanwhile;
@@ -497,6 +502,31 @@ pub const CHECKS: &[Check] = &[
         name: "plain_frees_in_order",
         expects: "cuMemFreeAsync of cuMemAlloc memory does not wait",
         run: pool_ends::plain,
+    },
+    Check {
+        name: "shim_scan",
+        expects: "the shim's scan finds every aligned word that lies in a range, at every end, and no other",
+        run: kernels::planted,
+    },
+    Check {
+        name: "shim_scan_random",
+        expects: "of random words it finds those that the CPU finds",
+        run: kernels::random,
+    },
+    Check {
+        name: "shim_scan_descriptor",
+        expects: "a tensor map holds its address in a word that the scan finds",
+        run: kernels::descriptor,
+    },
+    Check {
+        name: "shim_hash",
+        expects: "the shim's hash is the same on the CPU, by any number of threads, and sees one bit",
+        run: kernels::hashes,
+    },
+    Check {
+        name: "shim_speed",
+        expects: "how fast both are",
+        run: kernels::speed,
     },
     Check {
         name: "nvml_link",
