@@ -121,7 +121,7 @@ impl Case {
             .env("FAKE_CUDA_DEVICES", devices)
             .env("GREENBOOST_MOVES", if self.moves { "always" } else { "" })
             .env(
-                "GREENBOOST_STAGING",
+                "GREENBOOST_TRANSITS",
                 if self.staged { "always" } else { "" },
             )
             .env("FAKE_CUDA_POOL_GRANULE", format!("{granule}m"))

@@ -10,7 +10,7 @@ use crate::harness::{Job, Run, run};
 fn chance(victim: &str, args: &[&str], vram: u64) -> Run {
     run(victim, args)
         .vram(vram)
-        .env("GREENBOOST_STAGING", "always")
+        .env("GREENBOOST_TRANSITS", "always")
 }
 
 fn traffic(job: &Job) -> &greenboost_wire::ledger::Traffic {

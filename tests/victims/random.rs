@@ -41,7 +41,7 @@ fn main() {
         let free = all_free(&gpu, far.as_ref());
         let before = left.get_or_insert_with(|| free.clone());
         // One block of small allocations of each device may be there still; and what the shim stages by, once it does.
-        let tools = if std::env::var_os("GREENBOOST_STAGING").is_some_and(|v| v == "always") {
+        let tools = if std::env::var_os("GREENBOOST_TRANSITS").is_some_and(|v| v == "always") {
             3 * GRAIN
         } else {
             0

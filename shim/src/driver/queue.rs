@@ -23,15 +23,6 @@ pub fn stream() -> Result<Handle> {
     Ok(Handle(stream as usize))
 }
 
-/// Destroys a stream of [`stream`].
-///
-/// # Safety
-/// Nobody uses it any more.
-pub unsafe fn stream_destroy(stream: Handle) {
-    // SAFETY: the caller's promise.
-    let _ = unsafe { real::cuStreamDestroy_v2(stream.0 as CUstream) };
-}
-
 /// A new event, one that a thread can sleep on. Its context must be current. Destroyed by
 /// [`event_destroy`](super::event_destroy).
 pub fn event() -> Result<Handle> {

@@ -106,10 +106,11 @@ static STILL: Mutex<()> = Mutex::new(());
 /// Keeps all allocations in the map, their ties as they are, and all chunks mapped. Taken before the map's own lock, and by
 /// nobody who holds another.
 pub fn hold_still() -> Still {
-    let held = STILL.lock().unwrap_or_else(PoisonError::into_inner);
+    // Before the lock: what is in transit takes as long as the driver takes.
+    let paused = staging::pause();
     Still {
-        _paused: staging::pause(),
-        _held: held,
+        _paused: paused,
+        _held: STILL.lock().unwrap_or_else(PoisonError::into_inner),
     }
 }
 

@@ -3,9 +3,11 @@
 //! device is found drained.
 
 use std::ffi::c_void;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use greenboost_abi::*;
+use greenboost_wire::ledger::Tier;
 
 pub use super::engine::active;
 use super::engine::{self, Engine, Paused, Phase, State};
@@ -20,6 +22,9 @@ use crate::tier::{args, drain, gate};
 
 /// How long a launch waits for chunks that are to be staged for it, before it reads them where they are.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long no launch waits after one has waited in vain.
+const IN_VAIN: Duration = Duration::from_secs(5);
 
 /// A launch that names tracked chunks, on its way: they stay where they are.
 pub struct Admission {
@@ -110,9 +115,12 @@ fn thread() -> u64 {
     gate::slot().map_or(0, |slot| std::ptr::from_ref(slot) as u64)
 }
 
-/// Whether a launch on this stream is captured instead of run.
-fn captured(lane: Lane) -> bool {
-    drain::capturing() && driver::stream_captures(Handle(lane.0 as usize)).unwrap_or(true)
+/// Whether a launch on this stream is captured instead of run; `None`: the driver does not say.
+fn captured(lane: Lane) -> Option<bool> {
+    match drain::capturing() {
+        true => driver::stream_captures(Handle(lane.0 as usize)).ok(),
+        false => Some(false),
+    }
 }
 
 /// # Safety
@@ -121,7 +129,8 @@ fn captured(lane: Lane) -> bool {
 unsafe fn admit(function: u64, words: &[u64], stream: CUstream, own: bool) -> Option<Admission> {
     let engine = engine::tracking(words[0])?;
     let lane = lane(stream, own);
-    if engine.lock().phase == Phase::Off || captured(lane) {
+    let captured = captured(lane);
+    if engine.lock().phase == Phase::Off || captured == Some(true) {
         return None;
     }
     let context = driver::current_context().unwrap_or(std::ptr::null_mut());
@@ -136,7 +145,7 @@ unsafe fn admit(function: u64, words: &[u64], stream: CUstream, own: bool) -> Op
     if state.phase != Phase::Armed {
         return None;
     }
-    if state.context.0 != context as usize {
+    if state.context.0 != context as usize || captured.is_none() {
         hold(engine, state, &units);
         return None;
     }
@@ -189,11 +198,18 @@ type Guard = std::sync::MutexGuard<'static, State>;
 /// in a slot, is waited for; none that is found in place leaves it meanwhile. Returns whether all that were wanted came
 /// in time.
 fn settle(engine: &'static Engine, mut state: Guard, units: &[Unit]) -> (Guard, bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let begin = Instant::now();
     let mut held = vec![false; units.len()];
+    // What cannot all be held at once is not waited for, nor anything while waiting was in vain.
+    let outside = |state: &State, u: &Unit| {
+        let record = state.units.get(*u).filter(|r| r.home.tier == Tier::Host);
+        record.map_or(0, |r| r.home.size)
+    };
+    let bytes: u64 = units.iter().map(|u| outside(&state, u)).sum();
+    let may_wait = bytes <= state.slots.limit && state.in_vain.is_none_or(|end| begin >= end);
     loop {
         let mut wait = false;
-        let patient = Instant::now() < deadline;
+        let patient = may_wait && begin.elapsed() < PATIENCE;
         for (unit, held) in units.iter().zip(&mut held) {
             if *held {
                 continue;
@@ -217,7 +233,15 @@ fn settle(engine: &'static Engine, mut state: Guard, units: &[Unit]) -> (Guard, 
             }
         }
         if !wait {
-            return (state, patient);
+            let waited = begin.elapsed();
+            if may_wait && !patient {
+                state.in_vain = Some(begin + waited + IN_VAIN);
+            }
+            let traffic = &engine.device.entry(engine.job).traffic;
+            traffic
+                .staging_nanos
+                .fetch_add(waited.as_nanos() as u64, Relaxed);
+            return (state, patient || !may_wait);
         }
         engine.notify();
         state = engine.wait(state, Duration::from_millis(5));
@@ -331,9 +355,8 @@ pub unsafe fn held(function: CUfunction, params: *mut *mut c_void) {
     for word in words {
         for engine in engine::all() {
             let mut state = engine.lock();
-            if let Some(base) = state.units.base_of(word) {
-                state.expose(base);
-            }
+            let bases: Vec<u64> = state.units.bases_of(word).collect();
+            bases.into_iter().for_each(|base| state.expose(base));
         }
         other(word, 0);
     }
@@ -360,7 +383,7 @@ fn graph_of(exec: u64, words: &[u64]) -> Option<Watch> {
     }
     let mut bases: Vec<u64> = words
         .iter()
-        .filter_map(|w| state.units.base_of(*w))
+        .flat_map(|w| state.units.bases_of(*w))
         .collect();
     bases.sort_unstable();
     bases.dedup();

@@ -10,22 +10,22 @@ use super::engine::{self, Engine, Phase};
 use super::escape::Status;
 use super::units::{Place, Record};
 use super::{proof, transit};
-use crate::process;
 use crate::telemetry::monotonic;
 use crate::tier::chunk::GRAIN;
 use crate::tier::device::Device;
 use crate::tier::moving;
 use crate::tier::policy::Move;
+use crate::{driver, process};
 
 /// How long the device may take to drain where the program has just waited.
 const PATIENCE: Duration = Duration::from_millis(3);
 /// After an attempt that failed, until the next: at first, and at most.
 const BACKOFF: [u64; 2] = [100_000_000, 10_000_000_000];
 
-/// Whether chance chooses, for tests: `GREENBOOST_STAGING=always`.
+/// Whether chance chooses, for tests: `GREENBOOST_TRANSITS=always`.
 pub fn always() -> bool {
     static ALWAYS: OnceLock<bool> = OnceLock::new();
-    *ALWAYS.get_or_init(|| std::env::var_os("GREENBOOST_STAGING").is_some_and(|v| v == "always"))
+    *ALWAYS.get_or_init(|| std::env::var_os("GREENBOOST_TRANSITS").is_some_and(|v| v == "always"))
 }
 
 /// What staging wants of who moves chunks.
@@ -113,6 +113,10 @@ fn failed() {
 
 /// Takes room for slots, searches memory, and starts.
 fn begin(engine: &'static Engine, grant: &mut impl FnMut(&'static Device, Wish)) {
+    // Before 12.4 the driver does not tell what a launch names.
+    if driver::version() < 12040 {
+        return;
+    }
     let wanted = engine.lock().chooser.slots();
     if wanted == 0 || !attempt() {
         return;

@@ -16,7 +16,7 @@ const H100: Rates = Rates {
 pub enum Chooser {
     /// What is used next comes next.
     Planner(Box<Planner>),
-    /// Chunks at random: transitions at every opportunity (`GREENBOOST_STAGING=always`). Nothing that a program computes
+    /// Chunks at random: transitions at every opportunity (`GREENBOOST_TRANSITS=always`). Nothing that a program computes
     /// may depend on it.
     Chance(Chance),
 }

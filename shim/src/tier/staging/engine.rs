@@ -56,6 +56,8 @@ pub struct State {
     pub threads: u32,
     /// A thread asks which operations have ended.
     pub reaping: bool,
+    /// No launch waits before then: one has waited in vain.
+    pub in_vain: Option<Instant>,
     /// What times of operations are counted from.
     pub clock: Option<Handle>,
     /// The streams of the shim: into slots, and home.
@@ -117,6 +119,7 @@ fn at(job: &'static Job, device: &'static Device) -> Option<&'static Engine> {
             leaving: 0,
             threads: 0,
             reaping: false,
+            in_vain: None,
             clock: None,
             streams: None,
         }),
@@ -132,7 +135,7 @@ pub fn all() -> impl Iterator<Item = &'static Engine> {
 
 /// The engine that tracks an address.
 pub fn tracking(address: u64) -> Option<&'static Engine> {
-    all().find(|e| e.lock().units.base_of(address).is_some())
+    all().find(|e| e.lock().units.bases_of(address).next().is_some())
 }
 
 /// No transit begins on a device, and none is under way, while it lives.
@@ -266,7 +269,6 @@ pub fn born(
     let tracked = Tracked {
         base,
         span,
-        context,
         units,
         fixed: false,
     };

@@ -43,7 +43,7 @@ pub struct Escapes {
 }
 
 /// Words that name an allocation may point a little before it or behind it: bytes on either side (DESIGN section 6).
-const PAD: u64 = crate::driver::GAP / 2;
+pub const PAD: u64 = crate::driver::GAP / 2;
 
 impl Escapes {
     /// An allocation has come. `watching`: functions are watched by now.

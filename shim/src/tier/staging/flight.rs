@@ -95,11 +95,6 @@ impl Flights {
     pub fn give(&mut self, events: impl IntoIterator<Item = Handle>) {
         self.events.extend(events);
     }
-
-    /// Takes all events that nobody uses.
-    pub fn take_events(&mut self) -> Vec<Handle> {
-        std::mem::take(&mut self.events)
-    }
 }
 
 #[cfg(test)]

@@ -36,9 +36,7 @@ mod track;
 pub mod transit;
 pub mod units;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-use greenboost_abi::CUdevice;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::chunk::GRAIN;
 
@@ -49,29 +47,31 @@ pub use engine::{
     suspect, take_back, unseen,
 };
 
-/// One bit for each grain of the address space: whether a tracked allocation is there. As the bits of owned memory are
-/// kept ([`super::access`]): a launch that names none of it pays for a look.
-static TRACKED: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
-const WORDS: usize = (1 << 47) / GRAIN as usize / 64;
+/// For each grain of the address space how many tracked allocations are there, or a little beside: see
+/// [`units::Units::named`]. Most of it is never touched, and so costs address space only. A launch that names none of it
+/// pays for a look.
+static TRACKED: [AtomicU8; GRAINS] = [const { AtomicU8::new(0) }; GRAINS];
+/// 2^47 bytes: user space of x86-64; addresses above are nobody's.
+const GRAINS: usize = (1 << 47) / GRAIN as usize;
 
-/// Whether this address is in a tracked allocation.
+/// Whether this address names a tracked allocation.
 #[inline]
 fn tracked(address: u64) -> bool {
-    let grain = (address / GRAIN) as usize;
     TRACKED
-        .get(grain / 64)
-        .is_some_and(|word| word.load(Relaxed) >> (grain % 64) & 1 != 0)
+        .get((address / GRAIN) as usize)
+        .is_some_and(|count| count.load(Relaxed) != 0)
 }
 
 fn track(base: u64, span: u64, on: bool) {
-    for grain in base / GRAIN..(base + span) / GRAIN {
-        let Some(word) = TRACKED.get(grain as usize / 64) else {
+    let first = base.saturating_sub(escape::PAD) / GRAIN;
+    let last = (base + span + escape::PAD - 1) / GRAIN;
+    for grain in first..=last {
+        let Some(count) = TRACKED.get(grain as usize) else {
             return;
         };
-        let bit = 1 << (grain % 64);
         match on {
-            true => word.fetch_or(bit, Relaxed),
-            false => word.fetch_and(!bit, Relaxed),
+            true => count.fetch_add(1, Relaxed),
+            false => count.fetch_sub(1, Relaxed),
         };
     }
 }
@@ -94,7 +94,26 @@ pub fn try_pause(patience: std::time::Duration) -> Option<AllPaused> {
     Some(AllPaused { _each: each? })
 }
 
-/// Whether chunks of this device are staged now.
-pub fn armed(device: CUdevice) -> bool {
-    engine::of(device).is_some_and(|e| e.lock().phase == engine::Phase::Armed)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_leaves_its_neighbour_tracked() {
+        // Far from what other tests use.
+        const A: u64 = 0x1234_0000_0000;
+        let span = 10 * GRAIN;
+        track(A, span, true);
+        track(A + span, span, true);
+        for address in [A - escape::PAD, A, A + span, A + 2 * span + escape::PAD - 1] {
+            assert!(tracked(address), "{address:x}");
+        }
+        assert!(!tracked(A - escape::PAD - 1) && !tracked(A + 2 * span + escape::PAD));
+        track(A, span, false);
+        assert!(tracked(A + span) && tracked(A + span - escape::PAD));
+        assert!(!tracked(A));
+        track(A + span, span, false);
+        assert!(!tracked(A + span));
+        assert!(!tracked(u64::MAX));
+    }
 }

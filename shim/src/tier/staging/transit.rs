@@ -48,8 +48,9 @@ pub fn start(engine: &'static Engine) {
     };
     for _ in 0..more {
         let body = move || {
-            let _ = std::panic::catch_unwind(|| work(engine))
-                .inspect_err(|_| process::wound("staging failed"));
+            if std::panic::catch_unwind(|| work(engine)).is_err() {
+                fallen(engine);
+            }
         };
         let started = drain::without_signals(|| {
             std::thread::Builder::new()
@@ -61,6 +62,15 @@ pub fn start(engine: &'static Engine) {
             engine.lock().threads -= 1;
         }
     }
+}
+
+/// A thread has failed. What it had in transit is mapped nowhere, and nobody can tell how far it was.
+#[cold]
+fn fallen(engine: &Engine) {
+    if engine.lock().transits > 0 {
+        process::stop("staging failed, and memory may not be where the program has it");
+    }
+    process::wound("staging failed");
 }
 
 fn work(engine: &'static Engine) {
@@ -174,6 +184,16 @@ struct Worker {
     fronts: Vec<(Lane, Handle)>,
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut state = self.engine.lock();
+        // In a context that is gone it is gone too.
+        if state.phase != Phase::Off {
+            state.flights.give(self.event);
+        }
+    }
+}
+
 /// Where a transit has led to.
 enum End {
     At(Place),
@@ -194,7 +214,9 @@ impl Worker {
     fn reap(&mut self) {
         {
             let mut state = self.engine.lock();
-            if state.reaping || state.flights.is_empty() || state.phase != Phase::Armed {
+            // Who pauses has seen to it that nobody is here: the events are used again behind a drain.
+            let others = state.reaping || state.paused > 0;
+            if others || state.flights.is_empty() || state.phase != Phase::Armed {
                 return;
             }
             state.reaping = true;

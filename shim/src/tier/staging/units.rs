@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use greenboost_wire::ledger::Tier;
 
+use super::escape::PAD;
 use super::slots::Slot;
-use crate::tier::map::Handle;
 use crate::tier::spare::Chunk;
 
 pub use super::choose::Unit;
@@ -68,8 +68,6 @@ pub struct Tracked {
     pub base: u64,
     /// Bytes that are mapped.
     pub span: u64,
-    /// The context it was made in.
-    pub context: Handle,
     /// Its chunks, in order.
     pub units: Vec<Unit>,
     /// It never changes from now on: it is about to go, or others reach it.
@@ -158,18 +156,24 @@ impl Units {
         self.allocations.get(&base)?.units.get(index).copied()
     }
 
+    /// The allocations that an address names: in them, or a little beside them, as pointers that are counted from 1 are.
+    fn near(&self, address: u64) -> impl Iterator<Item = &Tracked> {
+        let before = self.allocations.range(..=address.saturating_add(PAD));
+        // They do not overlap: those before end before.
+        before
+            .rev()
+            .map(|(_, tracked)| tracked)
+            .take_while(move |t| address < t.base + t.span + PAD)
+    }
+
     /// Adds to `units` what an address names: all of its allocation, since a kernel may reach any of it from there.
     pub fn named(&self, address: u64, units: &mut Vec<Unit>) {
-        let Some((_, tracked)) = self.allocations.range(..=address).next_back() else {
-            return;
-        };
-        if address - tracked.base >= tracked.span {
-            return;
-        }
-        // All chunks of an allocation come together.
-        let is_new = tracked.units.first().is_some_and(|u| !units.contains(u));
-        if is_new {
-            units.extend(&tracked.units);
+        for tracked in self.near(address) {
+            // All chunks of an allocation come together.
+            let is_new = tracked.units.first().is_some_and(|u| !units.contains(u));
+            if is_new {
+                units.extend(&tracked.units);
+            }
         }
     }
 
@@ -189,10 +193,9 @@ impl Units {
         }
     }
 
-    /// The allocation that an address is in.
-    pub fn base_of(&self, address: u64) -> Option<u64> {
-        let (base, tracked) = self.allocations.range(..=address).next_back()?;
-        (address - base < tracked.span).then_some(*base)
+    /// The addresses of the allocations that an address names.
+    pub fn bases_of(&self, address: u64) -> impl Iterator<Item = u64> {
+        self.near(address).map(|t| t.base)
     }
 }
 
@@ -201,5 +204,72 @@ pub fn home(chunk: &Chunk) -> Place {
     match chunk.tier {
         Tier::Vram => Place::Resident,
         Tier::Host => Place::Host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const A: u64 = 0x2b67_0000_0000;
+
+    fn units(all: &[(u64, u32, u32)]) -> Units {
+        let mut units = Units::default();
+        for (base, first, count) in all {
+            let chunk = Chunk {
+                size: 2 * MIB,
+                tier: Tier::Host,
+                handle: 1,
+            };
+            let tracked = Tracked {
+                base: *base,
+                span: 2 * MIB * u64::from(*count),
+                units: (*first..first + count).map(Unit).collect(),
+                fixed: false,
+            };
+            units.add(tracked, &vec![chunk; *count as usize]);
+        }
+        units
+    }
+
+    fn named(units: &Units, address: u64) -> Vec<u32> {
+        let mut all = Vec::new();
+        units.named(address, &mut all);
+        units.named(address, &mut all);
+        all.into_iter().map(|u| u.0).collect()
+    }
+
+    #[test]
+    fn an_address_names_all_of_its_allocation_and_nothing_far_from_it() {
+        let units = units(&[(A, 0, 3), (A + 10 * MIB, 3, 1)]);
+        for address in [A, A + 5 * MIB, A - 8, A + 6 * MIB, A + 8 * MIB - 1] {
+            assert_eq!(named(&units, address), [0, 1, 2], "{address:x}");
+        }
+        for address in [A + 8 * MIB, A + 10 * MIB, A + 12 * MIB] {
+            assert_eq!(named(&units, address), [3], "{address:x}");
+        }
+        for address in [0, A - PAD - 1, A + 14 * MIB, u64::MAX] {
+            assert_eq!(named(&units, address), [0u32; 0], "{address:x}");
+        }
+    }
+
+    #[test]
+    fn beside_two_allocations_either_is_named() {
+        let units = units(&[(A, 0, 1), (A + 2 * MIB, 1, 1)]);
+        assert_eq!(named(&units, A + MIB), [1, 0]);
+        assert_eq!(units.bases_of(A + 3 * MIB).count(), 2);
+    }
+
+    #[test]
+    fn bytes_name_the_chunks_that_they_touch() {
+        let units = units(&[(A, 0, 3)]);
+        let mut all = Vec::new();
+        units.inside(A + 2 * MIB - 1, 2, &mut all);
+        assert_eq!(all, [Unit(0), Unit(1)]);
+        all.clear();
+        units.inside(A + 6 * MIB, 100, &mut all);
+        units.inside(A - 100, 100, &mut all);
+        assert_eq!(all, []);
     }
 }
