@@ -8,8 +8,7 @@ use greenboost_abi::*;
 
 use crate::hooks::real;
 use crate::tier::map::{self, Handle};
-use crate::tier::staging;
-use crate::tier::{args, device, drain, execs, free, gate, later};
+use crate::tier::{args, device, drain, execs, free, gate, later, staging};
 use crate::{driver, process};
 
 /// The primary context of each device that retained it.
@@ -134,7 +133,7 @@ pub unsafe fn detach(context: CUcontext) -> CUresult {
     // SAFETY: the program's own call.
     let detach = || unsafe { real::cuCtxDetach(context) };
     if let Some(device) = primary_of(context.into()) {
-        let _ending = ending(context.into());
+        let (_pass, _ending) = (gate::pass(), ending(context.into()));
         return released(detach(), device);
     }
     if drain::context_detaches(context.into()) {

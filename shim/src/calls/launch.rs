@@ -79,7 +79,7 @@ pub unsafe fn cooperative_devices(
     let _pass = gate::pass();
     // SAFETY: the program's own call; after a success the list was good.
     unsafe {
-        if !list.is_null() {
+        if admit::active() && !list.is_null() {
             for launch in std::slice::from_raw_parts(list, count as usize) {
                 admit::held(launch.function, launch.kernelParams);
             }
