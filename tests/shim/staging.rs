@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use greenboost_wire::ledger::Placement;
+use greenboost_wire::ledger::{Placement, Traffic};
 
 use crate::harness::{Job, Run, run};
 
@@ -13,34 +13,34 @@ fn chance(victim: &str, args: &[&str], vram: u64) -> Run {
         .env("GREENBOOST_TRANSITS", "always")
 }
 
-fn traffic(job: &Job) -> &greenboost_wire::ledger::Traffic {
+fn traffic(job: &Job) -> &Traffic {
     let (_, device) = job.ledger.devices().next().expect("a device");
     &device.traffic
 }
 
-/// Runs it, and tells how many chunks were staged, and how many bytes came home changed.
-fn staged(run: &Run) -> (u64, u64) {
-    let job = run.job();
-    let mut running = run.start_in(&job);
-    running.say_on();
-    let mut outcome = running.wait();
-    outcome.records = job.records();
-    run.judge_records(&outcome);
-    job.demand_sane_and_empty();
-    let traffic = traffic(&job);
-    (
-        traffic.stagings.load(SeqCst),
-        traffic.returned_bytes.load(SeqCst),
-    )
+/// Runs it until more than so many chunks were staged in a run: on a busy machine the device may not drain in time for
+/// staging to begin, and then the run says nothing.
+fn staged(run: &Run, more_than: u64) {
+    let enough = (0..8).any(|_| {
+        let job = run.job();
+        let mut running = run.start_in(&job);
+        running.say_on();
+        let mut outcome = running.wait();
+        outcome.records = job.records();
+        run.judge_records(&outcome);
+        job.demand_sane_and_empty();
+        traffic(&job).stagings.load(SeqCst) > more_than
+    });
+    assert!(enough, "{run}: little was staged");
 }
 
-/// Runs it until much has been staged; how many bytes came home changed.
-fn staged_long(run: &Run) -> u64 {
+/// Runs it until `enough` has been staged.
+fn staged_until(run: &Run, enough: impl Fn(&Traffic) -> bool) {
     let job = run.job();
     let mut running = run.start_in(&job);
     running.until("~cache");
     let start = Instant::now();
-    while traffic(&job).stagings.load(SeqCst) < 40 {
+    while !enough(traffic(&job)) {
         assert!(start.elapsed() < Duration::from_secs(60), "not in time");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -49,17 +49,17 @@ fn staged_long(run: &Run) -> u64 {
     outcome.records = job.records();
     run.judge_records(&outcome);
     job.demand_sane_and_empty();
-    traffic(&job).returned_bytes.load(SeqCst)
 }
 
 #[test]
 fn chunks_come_and_go_while_steps_run() {
-    // First come, first served: the cache, which each step writes to, stays at home on Host.
+    let many = |t: &Traffic| t.stagings.load(SeqCst) >= 40;
+    // First come, first served: the cache, which each step writes to, stays at home on Host, and comes home changed.
     let first_fit = chance("placement", &["cache"], 90).placement(Placement::FirstFit);
-    assert!(staged_long(&first_fit) > 0);
+    staged_until(&first_fit, |t| many(t) && t.returned_bytes.load(SeqCst) > 0);
     first_fit.both();
     // The same while chunks change their homes as well.
-    staged_long(&chance("placement", &["cache"], 90));
+    staged_until(&chance("placement", &["cache"], 90), many);
 }
 
 fn failing(rule: &str) -> Run {
@@ -110,8 +110,7 @@ fn calls_of_staging_fail() {
 fn what_tables_name_stays_where_it_is() {
     for table in ["uploaded", "queued", "made"] {
         let run = chance("staging", &[table], 20);
-        let (stagings, _) = staged(&run);
-        assert!(stagings > 5, "{table}: {stagings}");
+        staged(&run, 5);
         run.both();
     }
 }
@@ -136,15 +135,13 @@ fn what_cannot_be_seen_stops_the_program() {
 #[test]
 fn what_is_shared_goes_home() {
     let run = chance("staging", &["shared"], 20);
-    let (stagings, _) = staged(&run);
-    assert!(stagings > 5, "{stagings}");
+    staged(&run, 5);
 }
 
 /// With the planner: what a loop uses next is in a slot in time.
 #[test]
 fn a_loop_is_staged() {
     let run = run("staging", &["loop"]).vram(26).staging();
-    let (stagings, _) = staged(&run);
-    assert!(stagings > 20, "{stagings}");
+    staged(&run, 20);
     run.both();
 }

@@ -158,15 +158,19 @@ impl Kernels {
             // SAFETY: nobody has used it.
             let _ = unsafe { kernel::unload(module) };
         })?;
-        // Others may allocate just then: more than the kernels could take is not theirs.
+        // Others may allocate just then: more than the kernels could take is not theirs, nor what the budget has no room for.
         let code = before.zip(after).map_or(0, |(b, a)| b.saturating_sub(a));
-        let entry = Counted {
-            part: Part::Code,
-            index: device.index,
-            bytes: 0,
-            context,
-        };
-        counted::change(job, module.0 as u64, entry, code.min(2 * GRAIN) as i64);
+        let bytes = code.min(2 * GRAIN);
+        let fits = job.place.reserve(Tier::Vram, device.index, bytes).is_ok();
+        if fits && bytes > 0 {
+            let entry = Counted {
+                part: Part::Code,
+                index: device.index,
+                bytes,
+                context,
+            };
+            counted::add(job, module.0 as u64, entry);
+        }
         Ok(Kernels {
             context,
             module,
